@@ -1,0 +1,127 @@
+//! The argument blocks that every kernel row takes, Rust and C rows alike.
+//!
+//! One block per operation, `#[repr(C)]`, pointers and sizes only. A row trusts its block: the safe
+//! functions of [`super`] check every length before they build one.
+
+/// `y[m, n] = x[m, k] * w[n, k]^T` for a run of panels.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MatmulArgs {
+    /// First panel.
+    pub w: *const u8,
+    /// Bytes from one panel to the next.
+    pub panel_bytes: usize,
+    /// Panels to multiply.
+    pub panels: usize,
+    /// Groups along `k`; for float formats `k` itself.
+    pub groups: usize,
+    /// Values of `k` in a group; 1 for float formats.
+    pub group: usize,
+    /// Activations: int8 for quantised formats, f32 for float formats; `m` rows.
+    pub x: *const u8,
+    /// Elements from one activation row to the next.
+    pub x_stride: usize,
+    /// One scale for each activation row and group; unused by float formats.
+    pub x_scales: *const f32,
+    /// The sum of each activation row and group; unused by float formats.
+    pub x_sums: *const i32,
+    /// Activation rows.
+    pub m: usize,
+    /// First output: row 0, first output row of the first panel.
+    pub y: *mut f32,
+    /// Elements from one output row to the next.
+    pub y_stride: usize,
+    /// Outputs to write in each row: at most 32 times `panels`, and into the last of them.
+    pub n: usize,
+}
+
+/// Quantises `m` rows of `k` floats to int8 with one scale and one sum a group.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct QuantizeArgs {
+    /// `m` rows of `k` floats.
+    pub x: *const f32,
+    /// Elements from one input row to the next.
+    pub x_stride: usize,
+    /// Rows.
+    pub m: usize,
+    /// Floats in a row.
+    pub k: usize,
+    /// Values that share a scale.
+    pub group: usize,
+    /// Codes, `m` rows of `k` rounded up to whole groups; the padding is set to zero.
+    pub q: *mut i8,
+    /// One scale for each row and group.
+    pub scales: *mut f32,
+    /// The sum of the codes of each row and group.
+    pub sums: *mut i32,
+}
+
+/// `y = x / rms(x) * weight` for `m` rows of `d` floats.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RmsNormArgs {
+    /// `m` rows of `d` floats.
+    pub x: *const f32,
+    /// `d` floats.
+    pub weight: *const f32,
+    /// `m` rows of `d` floats.
+    pub y: *mut f32,
+    /// Rows.
+    pub m: usize,
+    /// Floats in a row.
+    pub d: usize,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+}
+
+/// `gate = silu(gate) * up`, element by element.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SwiGluArgs {
+    /// Input and output.
+    pub gate: *mut f32,
+    /// The other factor.
+    pub up: *const f32,
+    /// Elements.
+    pub len: usize,
+}
+
+/// `x = softmax(x)`, in place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SoftmaxArgs {
+    /// Scores in, probabilities out.
+    pub x: *mut f32,
+    /// Elements.
+    pub len: usize,
+}
+
+/// One step of attention: query rows of one KV head against the keys and values of one block.
+///
+/// Keys lie in chunks of 16 positions, `[d][16]` inside a chunk; values lie `[position][d]`. `d` is a
+/// multiple of 16. The running state of each query row is carried from block to block.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AttendArgs {
+    /// `rows` query rows of `d` floats, scaled by the caller's `scale` inside.
+    pub q: *const f32,
+    /// Query rows.
+    pub rows: usize,
+    /// Floats of a head, padded to a multiple of 16.
+    pub d: usize,
+    /// Keys of this block.
+    pub k: *const f32,
+    /// Values of this block.
+    pub v: *const f32,
+    /// For each query row, how many positions of this block it sees.
+    pub visible: *const u32,
+    /// Multiplied onto each score.
+    pub scale: f32,
+    /// For each query row, the largest score so far; starts at minus infinity.
+    pub max: *mut f32,
+    /// For each query row, 16 partial sums of the weights; start at zero.
+    pub sum: *mut f32,
+    /// For each query row, `d` weighted sums of the values; start at zero.
+    pub acc: *mut f32,
+}

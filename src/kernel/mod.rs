@@ -1,0 +1,212 @@
+//! The kernels, and the one table that names them.
+//!
+//! A row of [`ROWS`] is data: an operation, the CPU features it needs, its numeric contract and one
+//! function. Selection, conformance tests, fuzz targets and benchmarks all walk this slice, so a new
+//! instruction set is one file, one `mod` line and its rows here (`docs/kernels.md`).
+
+pub mod abi;
+mod call;
+pub mod layout;
+mod ops;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
+pub use layout::{Format, Layout, PANEL};
+pub use ops::{LANES, exp};
+
+use crate::isa::Isa;
+use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+
+/// What a row computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// `y = x * w^T` on packed weights of one format, any number of activation rows.
+    Matmul(Format),
+    /// Activations to int8 groups.
+    Quantize,
+    /// Root-mean-square normalisation.
+    RmsNorm,
+    /// `silu(gate) * up`.
+    SwiGlu,
+    /// Softmax of one row.
+    Softmax,
+    /// Attention of query rows over one KV block.
+    Attend,
+}
+
+/// How near a row is to the scalar one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contract {
+    /// The same bits.
+    Exact,
+    /// Within so many units in the last place, and why.
+    Ulp(u32, &'static str),
+}
+
+/// The function of a row; the variant is its argument block.
+#[derive(Clone, Copy)]
+pub enum Run {
+    /// A matmul of any format.
+    Matmul(unsafe extern "C" fn(*const MatmulArgs)),
+    /// The activation quantiser.
+    Quantize(unsafe extern "C" fn(*const QuantizeArgs)),
+    /// RMS normalisation.
+    RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
+    /// SwiGLU.
+    SwiGlu(unsafe extern "C" fn(*const SwiGluArgs)),
+    /// Softmax.
+    Softmax(unsafe extern "C" fn(*const SoftmaxArgs)),
+    /// Attention over one block.
+    Attend(unsafe extern "C" fn(*const AttendArgs)),
+}
+
+/// One kernel.
+pub struct Row {
+    /// `operation-isa`, with the weight format in front for matmuls: also the name in tests,
+    /// benchmarks, logs and `NYBL_EXPECT`.
+    pub name: &'static str,
+    /// What it computes.
+    pub op: Op,
+    /// The CPU features it uses.
+    pub needs: Isa,
+    /// How near to the scalar row of the same operation.
+    pub contract: Contract,
+    /// The function. Calling it needs the features in `needs` and a block that keeps the promises of
+    /// [`abi`].
+    pub run: Run,
+}
+
+/// A row with the same bits as the scalar one.
+const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
+    Row { name, op, needs, contract: Contract::Exact, run }
+}
+
+const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
+
+/// THE TABLE: slowest first within an operation; the first row of an operation is its oracle.
+#[rustfmt::skip] // one row a line, whatever its length
+pub static ROWS: &[Row] = &[
+    exact("f32-matmul-scalar", Op::Matmul(Format::F32), Isa::NONE, Run::Matmul(scalar::matmul_f32)),
+    exact("f16-matmul-scalar", Op::Matmul(Format::F16), Isa::NONE, Run::Matmul(scalar::matmul_f16)),
+    exact("bf16-matmul-scalar", Op::Matmul(Format::Bf16), Isa::NONE, Run::Matmul(scalar::matmul_bf16)),
+    exact("q8-matmul-scalar", Op::Matmul(Format::Q8), Isa::NONE, Run::Matmul(scalar::matmul_q8)),
+    exact("q4-matmul-scalar", Op::Matmul(Format::Q4), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
+    exact("q4z-matmul-scalar", Op::Matmul(Format::Q4Z), Isa::NONE, Run::Matmul(scalar::matmul_q4z)),
+    exact("q4m-matmul-scalar", Op::Matmul(Format::Q4M), Isa::NONE, Run::Matmul(scalar::matmul_q4m)),
+    exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
+    exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
+    exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
+    exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
+    exact("attend-scalar", Op::Attend, Isa::NONE, Run::Attend(scalar::attend)),
+
+    exact("f32-matmul-portable", Op::Matmul(Format::F32), Isa::PORTABLE, Run::Matmul(portable::matmul_f32)),
+    exact("f16-matmul-portable", Op::Matmul(Format::F16), Isa::PORTABLE, Run::Matmul(portable::matmul_f16)),
+    exact("bf16-matmul-portable", Op::Matmul(Format::Bf16), Isa::PORTABLE, Run::Matmul(portable::matmul_bf16)),
+    exact("q8-matmul-portable", Op::Matmul(Format::Q8), Isa::PORTABLE, Run::Matmul(portable::matmul_q8)),
+    exact("q4-matmul-portable", Op::Matmul(Format::Q4), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
+    exact("q4z-matmul-portable", Op::Matmul(Format::Q4Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q4z)),
+    exact("q4m-matmul-portable", Op::Matmul(Format::Q4M), Isa::PORTABLE, Run::Matmul(portable::matmul_q4m)),
+
+    #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx2", Op::Matmul(Format::F32), Isa::AVX2, Run::Matmul(avx2::matmul_f32)),
+    #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx2", Op::Matmul(Format::F16), Isa::AVX2, Run::Matmul(avx2::matmul_f16)),
+    #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx2", Op::Matmul(Format::Bf16), Isa::AVX2, Run::Matmul(avx2::matmul_bf16)),
+    #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx2", Op::Matmul(Format::Q8), Isa::AVX2, Run::Matmul(avx2::matmul_q8)),
+    #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx2", Op::Matmul(Format::Q4), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx2", Op::Matmul(Format::Q4Z), Isa::AVX2, Run::Matmul(avx2::matmul_q4z)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx2", Op::Matmul(Format::Q4M), Isa::AVX2, Run::Matmul(avx2::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
+    #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend, Isa::AVX2, Run::Attend(avx2::attend)),
+
+    #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx512", Op::Matmul(Format::F32), AVX512, Run::Matmul(avx512::matmul_f32)),
+    #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx512", Op::Matmul(Format::F16), AVX512, Run::Matmul(avx512::matmul_f16)),
+    #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx512", Op::Matmul(Format::Bf16), AVX512, Run::Matmul(avx512::matmul_bf16)),
+    #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx512", Op::Matmul(Format::Q8), AVX512, Run::Matmul(avx512::matmul_q8)),
+    #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx512", Op::Matmul(Format::Q4), AVX512, Run::Matmul(avx512::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx512", Op::Matmul(Format::Q4Z), AVX512, Run::Matmul(avx512::matmul_q4z)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx512", Op::Matmul(Format::Q4M), AVX512, Run::Matmul(avx512::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
+    #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend, AVX512, Run::Attend(avx512::attend)),
+];
+
+/// The fastest row for `op` on a CPU that has `have`.
+#[must_use]
+pub fn select(op: Op, have: Isa) -> &'static Row {
+    let fits = |row: &&Row| row.op == op && have.has(row.needs);
+    match ROWS.iter().rev().find(fits) {
+        Some(row) => row,
+        // A test asserts that every operation has a row without needs, so this cannot be reached.
+        None => unreachable!("no row for {op:?}"),
+    }
+}
+
+/// Declares the matmul entries of a row file under `[attributes]`: all panels, and for each the activation rows in runs
+/// of at most `$most`, every run by a panel function compiled for exactly that many rows.
+macro_rules! exact_m {
+    ($features:tt $most:literal;
+     $($(#[$doc:meta])* $name:ident = $panel:ident[$($extra:tt),*];)*) => {
+        $($crate::kernel::exact_m!(@one $features [$(#[$doc])*] $most, $name, $panel[$($extra),*]);)*
+    };
+    (@one [$($features:tt)*] [$($doc:tt)*] $most:literal, $name:ident, $panel:ident[$($extra:tt),*]) => {
+        $($doc)*
+        $($features)*
+        pub unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
+            // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`.
+            unsafe {
+                let a = &*a;
+                for panel in 0..a.panels {
+                    let mut row = 0;
+                    while row < a.m {
+                        let run = (a.m - row).min($most);
+                        match run {
+                            1 => $panel::<1 $(, $extra)*>(a, panel, row),
+                            2 => $panel::<2 $(, $extra)*>(a, panel, row),
+                            3 => $panel::<3 $(, $extra)*>(a, panel, row),
+                            4 => $panel::<4 $(, $extra)*>(a, panel, row),
+                            5 => $panel::<5 $(, $extra)*>(a, panel, row),
+                            6 => $panel::<6 $(, $extra)*>(a, panel, row),
+                            7 => $panel::<7 $(, $extra)*>(a, panel, row),
+                            _ => $panel::<8 $(, $extra)*>(a, panel, row),
+                        }
+                        row += run;
+                    }
+                }
+            }
+        }
+    };
+}
+use exact_m;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_every_operation_has_an_oracle() {
+        for (i, row) in ROWS.iter().enumerate() {
+            assert!(ROWS[..i].iter().all(|other| other.name != row.name), "{} twice", row.name);
+            let first = ROWS.iter().find(|other| other.op == row.op);
+            assert_eq!(first.map(|r| r.needs), Some(Isa::NONE), "{} has no scalar row", row.name);
+        }
+        for format in Format::ALL {
+            assert_eq!(select(Op::Matmul(format), Isa::NONE).op, Op::Matmul(format));
+        }
+    }
+
+    #[test]
+    fn a_mask_takes_rows_away() {
+        let have = Isa::detect().masked(Isa::up_to("portable").unwrap());
+        assert_eq!(select(Op::Matmul(Format::Q4), have).name, "q4-matmul-portable");
+    }
+}

@@ -1,0 +1,322 @@
+//! The element-wise and reducing operations, each written once for every instruction set.
+//!
+//! A body works on lanes of 16 floats in a fixed order and is compiled again under each target
+//! feature, where the compiler turns the lanes into vectors. No reassociation is allowed in Rust, and
+//! `mul_add` is one rounding everywhere, so all compilations give the same bits: the scalar one is
+//! the reference. The order of every sum is part of the contract (`docs/numerics.md`).
+
+use super::abi::{AttendArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+
+/// Width of the fixed reduction order.
+pub const LANES: usize = 16;
+
+/// Sixteen floats in the fixed order.
+type Lanes = [f32; LANES];
+
+/// Adding and subtracting this rounds a float of less than 2^22 to an integer, ties to even, on any
+/// target without an instruction for it.
+const ROUND: f32 = 12_582_912.0;
+
+/// `e^x`, within 2 units in the last place; 0 below -87.33 and infinity above 88.72.
+///
+/// Range reduction by multiples of ln 2 and the degree-6 polynomial of the Cephes library's `expf`.
+#[inline(always)]
+#[must_use]
+pub fn exp(x: f32) -> f32 {
+    let clamped = if x < -87.33 { -87.33 } else { x };
+    let clamped = if clamped > 88.72 { 88.72 } else { clamped };
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let power = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    let r = n.mul_add(-0.693_359_4, clamped);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let p = 1.987_569_1e-4_f32;
+    let p = p.mul_add(r, 1.398_2e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5);
+    let e = p.mul_add(r * r, r) + 1.0;
+    // Two factors, because 2^128 itself is no float.
+    let half = power >> 1;
+    let first = f32::from_bits(((half.wrapping_add(127)) as u32) << 23);
+    let second = f32::from_bits(((power.wrapping_sub(half).wrapping_add(127)) as u32) << 23);
+    let scaled = e * first * second;
+    let scaled = if x < -87.33 { 0.0 } else { scaled };
+    if x > 88.72 { f32::INFINITY } else { scaled }
+}
+
+/// The sum of the lanes: halves onto each other, 8, 4, 2, 1.
+#[inline(always)]
+fn sum_lanes(mut lanes: Lanes) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+fn load(x: &[f32]) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    lanes.copy_from_slice(x);
+    lanes
+}
+
+/// Quantises rows of activations, group by group.
+///
+/// The scale is the group's largest magnitude over 127, so codes lie in -127 to 127. A group whose
+/// magnitude is below 1e-30 is all zeros; one that holds an infinity or NaN gets a NaN scale, which
+/// reaches the output. The magnitude is found on the bit patterns, where NaN is larger than infinity
+/// and every instruction set agrees.
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub unsafe fn quantize(a: &QuantizeArgs) {
+    let groups = a.k.div_ceil(a.group);
+    for row in 0..a.m {
+        // SAFETY: the caller vouches for `m` rows of `k` floats, `groups * group` codes and `groups`
+        // scales and sums.
+        let (x, q, scales, sums) = unsafe {
+            (
+                std::slice::from_raw_parts(a.x.add(row * a.x_stride), a.k),
+                std::slice::from_raw_parts_mut(a.q.add(row * groups * a.group), groups * a.group),
+                std::slice::from_raw_parts_mut(a.scales.add(row * groups), groups),
+                std::slice::from_raw_parts_mut(a.sums.add(row * groups), groups),
+            )
+        };
+        let outputs = q.chunks_exact_mut(a.group).zip(scales).zip(sums);
+        for (x, ((q, scale), sum)) in x.chunks(a.group).zip(outputs) {
+            let top = x.iter().fold(0, |top: u32, x| top.max(x.to_bits() & 0x7fff_ffff));
+            let top = f32::from_bits(top);
+            if !(top >= 1e-30 && top.is_finite()) {
+                q.fill(0);
+                *sum = 0;
+                *scale = if top < 1e-30 { 0.0 } else { f32::NAN };
+                continue;
+            }
+            *scale = top / 127.0;
+            let inverse = 127.0 / top;
+            let (codes, padding) = q.split_at_mut(x.len());
+            let mut total = 0;
+            for (code, x) in codes.iter_mut().zip(x) {
+                let shifted = x * inverse + ROUND;
+                let value = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+                total += value;
+                *code = value as i8;
+            }
+            padding.fill(0);
+            *sum = total;
+        }
+    }
+}
+
+/// Root-mean-square normalisation (Zhang and Sennrich 2019) with 16 partial sums of squares.
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub unsafe fn rmsnorm(a: &RmsNormArgs) {
+    for row in 0..a.m {
+        // SAFETY: the caller vouches for `m` rows of `d` floats and `d` weights.
+        let (x, weight, y) = unsafe {
+            (
+                std::slice::from_raw_parts(a.x.add(row * a.d), a.d),
+                std::slice::from_raw_parts(a.weight, a.d),
+                std::slice::from_raw_parts_mut(a.y.add(row * a.d), a.d),
+            )
+        };
+        let mut squares = [0.0; LANES];
+        let chunks = x.chunks_exact(LANES);
+        for (lane, x) in squares.iter_mut().zip(chunks.remainder()) {
+            *lane = x.mul_add(*x, *lane);
+        }
+        for chunk in chunks {
+            let x = load(chunk);
+            for i in 0..LANES {
+                squares[i] = x[i].mul_add(x[i], squares[i]);
+            }
+        }
+        let inverse = 1.0 / (sum_lanes(squares) / a.d as f32 + a.eps).sqrt();
+        for ((y, x), weight) in y.iter_mut().zip(x).zip(weight) {
+            *y = x * inverse * weight;
+        }
+    }
+}
+
+/// `gate = gate / (1 + e^-gate) * up` (Shazeer 2020).
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub unsafe fn swiglu(a: &SwiGluArgs) {
+    // SAFETY: the caller vouches for `len` floats each.
+    let (gate, up) = unsafe {
+        (std::slice::from_raw_parts_mut(a.gate, a.len), std::slice::from_raw_parts(a.up, a.len))
+    };
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// Softmax with the largest score subtracted and 16 partial sums.
+///
+/// # Safety
+/// The pointer of `a` covers what its documentation says.
+#[inline(always)]
+pub unsafe fn softmax(a: &SoftmaxArgs) {
+    // SAFETY: the caller vouches for `len` floats.
+    let x = unsafe { std::slice::from_raw_parts_mut(a.x, a.len) };
+    let top = x.iter().fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
+    let mut sums = [0.0; LANES];
+    for chunk in x.chunks_mut(LANES) {
+        for (lane, x) in sums.iter_mut().zip(chunk) {
+            *x = exp(*x - top);
+            *lane += *x;
+        }
+    }
+    let inverse = 1.0 / sum_lanes(sums);
+    for x in x {
+        *x *= inverse;
+    }
+}
+
+/// Attention of query rows over one block, with the running maximum of the online softmax (Milakov
+/// and Gimelshein 2018) moved on once every 16 positions. A chunk of 16 starts at a multiple of 16 of
+/// the absolute position, so block size, prefill chunking and batching do not touch the result.
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub unsafe fn attend(a: &AttendArgs) {
+    for row in 0..a.rows {
+        // SAFETY: the caller vouches for `rows` rows of each, and for the positions of the block
+        // that `visible` names, rounded up to whole chunks of 16.
+        let (q, sum, acc, max, visible) = unsafe {
+            (
+                std::slice::from_raw_parts(a.q.add(row * a.d), a.d),
+                &mut *a.sum.add(row * LANES).cast::<Lanes>(),
+                std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d),
+                &mut *a.max.add(row),
+                *a.visible.add(row) as usize,
+            )
+        };
+        for first in (0..visible).step_by(LANES) {
+            let count = LANES.min(visible - first);
+            // SAFETY: as above; chunks of keys and of values are both `16 * d` floats.
+            let (k, v) = unsafe {
+                (
+                    std::slice::from_raw_parts(a.k.add(first * a.d), LANES * a.d),
+                    std::slice::from_raw_parts(a.v.add(first * a.d), LANES * a.d),
+                )
+            };
+            let mut scores = dot_keys(q, k);
+            let mut top = *max;
+            for score in &mut scores[..count] {
+                *score *= a.scale;
+                top = if *score > top { *score } else { top };
+            }
+            if top > *max {
+                // Multiplying by one changes nothing, so the rescale is only needed on a new maximum.
+                let shrink = exp(*max - top);
+                sum.iter_mut().chain(acc.iter_mut()).for_each(|x| *x *= shrink);
+                *max = top;
+            }
+            let mut weights = [0.0; LANES];
+            for i in 0..LANES {
+                weights[i] = exp(scores[i] - top);
+            }
+            weights[count..].fill(0.0);
+            for i in 0..LANES {
+                sum[i] += weights[i];
+            }
+            add_values(acc, &weights[..count], v);
+        }
+    }
+}
+
+/// Sixteen dots of `q` with the keys of a chunk: four partial sums over `d` modulo 4, so that the
+/// chain of dependent additions is a quarter as long.
+#[inline(always)]
+fn dot_keys(q: &[f32], k: &[f32]) -> Lanes {
+    let mut partial = [[0.0; LANES]; 4];
+    for (q, k) in q.chunks_exact(4).zip(k.chunks_exact(4 * LANES)) {
+        for j in 0..4 {
+            let keys = load(&k[j * LANES..(j + 1) * LANES]);
+            for i in 0..LANES {
+                partial[j][i] = q[j].mul_add(keys[i], partial[j][i]);
+            }
+        }
+    }
+    let mut dots = [0.0; LANES];
+    for i in 0..LANES {
+        dots[i] = (partial[0][i] + partial[1][i]) + (partial[2][i] + partial[3][i]);
+    }
+    dots
+}
+
+/// `acc += weights * v`, positions in order for each of the `d` sums.
+#[inline(always)]
+fn add_values(acc: &mut [f32], weights: &[f32], v: &[f32]) {
+    let d = acc.len();
+    for (column, acc) in acc.chunks_exact_mut(LANES).enumerate() {
+        let mut lanes = load(acc);
+        for (weight, v) in weights.iter().zip(v.chunks_exact(d)) {
+            let v = load(&v[column * LANES..(column + 1) * LANES]);
+            for i in 0..LANES {
+                lanes[i] = weight.mul_add(v[i], lanes[i]);
+            }
+        }
+        acc.copy_from_slice(&lanes);
+    }
+}
+
+/// Compiles the bodies of this module under a set of target features.
+macro_rules! instantiate {
+    ($features:literal) => {
+        $crate::kernel::ops::instantiate!(@one $features, quantize, QuantizeArgs);
+        $crate::kernel::ops::instantiate!(@one $features, rmsnorm, RmsNormArgs);
+        $crate::kernel::ops::instantiate!(@one $features, swiglu, SwiGluArgs);
+        $crate::kernel::ops::instantiate!(@one $features, softmax, SoftmaxArgs);
+        $crate::kernel::ops::instantiate!(@one $features, attend, AttendArgs);
+    };
+    (@one $features:literal, $name:ident, $args:ident) => {
+        /// The operation of the same name in [`super::ops`].
+        #[target_feature(enable = $features)]
+        pub unsafe extern "C" fn $name(a: *const $crate::kernel::abi::$args) {
+            // SAFETY: the caller vouches for the block and for the CPU features.
+            unsafe { $crate::kernel::ops::$name(&*a) }
+        }
+    };
+}
+pub(crate) use instantiate;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let steps = if cfg!(miri) { 500 } else { 1_000_000 };
+        let mut worst = 0.0_f64;
+        for i in 0..=steps {
+            let x = -87.0 + 175.0 * (i as f32 / steps as f32);
+            let want = f64::from(x).exp();
+            let unit = f64::from(f32::EPSILON) * 2_f64.powi(want.log2().floor() as i32);
+            worst = worst.max((f64::from(exp(x)) - want).abs() / unit);
+        }
+        assert!(worst <= 2.0, "{worst} units");
+    }
+
+    #[test]
+    fn exp_at_its_ends() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-1000.0), 0.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(88.7).is_finite() && exp(-87.3) > 0.0);
+    }
+}
