@@ -18,7 +18,7 @@ mod portable;
 
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
 pub use layout::{Format, Layout, PANEL};
-pub use ops::{LANES, exp};
+pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
 use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};

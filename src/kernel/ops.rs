@@ -11,7 +11,7 @@ use super::abi::{AttendArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs}
 pub const LANES: usize = 16;
 
 /// Sixteen floats in the fixed order.
-type Lanes = [f32; LANES];
+pub type Lanes = [f32; LANES];
 
 /// Adding and subtracting this rounds a float of less than 2^22 to an integer, ties to even, on any
 /// target without an instruction for it.
@@ -48,7 +48,8 @@ pub fn exp(x: f32) -> f32 {
 
 /// The sum of the lanes: halves onto each other, 8, 4, 2, 1.
 #[inline(always)]
-fn sum_lanes(mut lanes: Lanes) -> f32 {
+#[must_use]
+pub fn sum_lanes(mut lanes: Lanes) -> f32 {
     for width in [8, 4, 2, 1] {
         for i in 0..width {
             lanes[i] += lanes[i + width];

@@ -1,0 +1,154 @@
+//! Opening a model from any file that can be read.
+#![forbid(unsafe_code)]
+
+use super::runtime::Runtime;
+use crate::error::{Error, Result};
+use crate::file::gguf::Gguf;
+use crate::file::metadata::Metadata;
+use crate::file::nybl::Nybl;
+use crate::file::source::Source;
+use crate::model::config::{Config, eos_ids};
+use crate::model::weights::Weights;
+#[cfg(feature = "text")]
+use crate::text::{tokenizer::Tokenizer, vocabulary};
+use std::path::Path;
+use std::sync::Arc;
+
+/// An opened model: immutable, shared by its sessions.
+pub struct Model {
+    runtime: Arc<Runtime>,
+    file: String,
+    format: &'static str,
+    metadata: Metadata,
+    config: Config,
+    weights: Weights,
+    eos: Vec<u32>,
+    #[cfg(feature = "text")]
+    tokenizer: Option<Tokenizer>,
+}
+
+impl Model {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Model::open`], and [`Error::Io`].
+    pub fn open_path(runtime: Arc<Runtime>, path: &Path) -> Result<Arc<Self>> {
+        Self::open(runtime, Source::open(path)?)
+    }
+
+    /// Opens a `.nybl` or GGUF file. The weights of the former stay in the mapping; those of the latter
+    /// are packed into memory.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Unsupported`] naming the field; [`Error::OutOfMemory`].
+    pub fn open(runtime: Arc<Runtime>, source: Source) -> Result<Arc<Self>> {
+        let file = source.name().to_owned();
+        let (format, metadata, config, weights);
+        if Nybl::recognises(source.bytes()) {
+            let packed = Nybl::open(source)?;
+            format = "nybl";
+            config = Config::read(packed.metadata())?;
+            weights = Weights::from_nybl(&packed, &config, runtime.pool())?;
+            metadata = packed.metadata().clone();
+        } else if Gguf::recognises(source.bytes()) {
+            let gguf = Gguf::open(source)?;
+            format = "GGUF";
+            config = Config::read(gguf.metadata())?;
+            weights = Weights::from_gguf(&gguf, &config, runtime.pool())?;
+            metadata = gguf.metadata().clone();
+        } else {
+            return Err(Error::corrupt(
+                file,
+                "magic",
+                "is neither that of a packed .nybl file nor that of GGUF",
+            ));
+        }
+        let eos = eos_ids(&metadata)?;
+        let vocab = weights.vocab();
+        if let Some(id) = eos.iter().find(|id| **id as usize >= vocab) {
+            let reason = format!("ends generation at token {id} of {vocab}");
+            return Err(Error::corrupt(file, "tokenizer.ggml.eos_token_id", reason));
+        }
+        Ok(Arc::new(Self {
+            #[cfg(feature = "text")]
+            tokenizer: vocabulary::tokenizer(&metadata, vocab)?,
+            runtime,
+            file,
+            format,
+            metadata: without_vocabulary(metadata),
+            config,
+            weights,
+            eos,
+        }))
+    }
+
+    /// The runtime it was opened with.
+    #[must_use]
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+    /// The file's name.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+    /// `nybl` or `GGUF`.
+    #[must_use]
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+    /// The metadata, without the vocabulary, which lives in the tokenizer.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+    /// The shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+    /// The weights.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+    /// Tokens that end a generation.
+    #[must_use]
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+    /// Tokens in the vocabulary.
+    #[must_use]
+    pub fn vocab(&self) -> usize {
+        self.weights.vocab()
+    }
+
+    /// The tokenizer, if the file has one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when it has none: the model then works on token ids only.
+    #[cfg(feature = "text")]
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Error::Unsupported(format!("{}: holds no tokenizer; work on token ids", self.file))
+        })
+    }
+
+    /// Bytes of weights in private memory, and bytes in the mapping.
+    #[must_use]
+    pub fn weight_bytes(&self) -> (usize, usize) {
+        let owned = self.weights.matrices().map(super::super::model::weights::Matrix::owned_bytes);
+        let all = self.weights.matrices().map(|matrix| matrix.layout().bytes());
+        let (owned, all): (usize, usize) = (owned.sum(), all.sum());
+        (owned, all - owned)
+    }
+}
+
+/// The vocabulary is megabytes of strings, which the tokenizer holds already.
+fn without_vocabulary(mut metadata: Metadata) -> Metadata {
+    for key in ["tokens", "scores", "token_type", "merges"] {
+        metadata.remove_prefix(&format!("tokenizer.ggml.{key}"));
+    }
+    metadata.remove_prefix("tokenizer.huggingface.json");
+    metadata
+}

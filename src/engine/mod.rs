@@ -1,0 +1,8 @@
+//! The engine: opens a model and runs sessions on it. Nothing here that a layer below could do.
+
+#[cfg(feature = "text")]
+pub mod convert;
+pub mod load;
+pub mod runtime;
+pub mod score;
+pub mod session;

@@ -1,0 +1,51 @@
+//! The logits after every token of a text: what perplexity and comparisons between models need.
+#![forbid(unsafe_code)]
+
+use super::load::Model;
+use crate::error::{Error, Result};
+use crate::kv::blocks::BlockTable;
+use crate::kv::store::KvStore;
+use crate::model::forward::{Logits, Parts, Scratch};
+
+/// Runs `tokens` from an empty cache, `chunk` at a time, and hands each index with the logits after
+/// that token to `each`. The chunk size does not change a bit of them.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a token outside the vocabulary or a chunk of zero;
+/// [`Error::ContextFull`] for more tokens than the model was trained for; [`Error::OutOfMemory`].
+pub fn score(
+    model: &Model,
+    tokens: &[u32],
+    chunk: usize,
+    mut each: impl FnMut(usize, &[f32]),
+) -> Result<()> {
+    let (context, vocab) = (model.config().context, model.vocab());
+    if tokens.len() > context {
+        return Err(Error::ContextFull { limit: context });
+    }
+    if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+        return Err(Error::InvalidArgument(format!("token {token} of a vocabulary of {vocab}")));
+    }
+    if chunk == 0 {
+        return Err(Error::InvalidArgument("chunks of no tokens".into()));
+    }
+    let chunk = chunk.min(tokens.len().max(1));
+    let mut scratch = Scratch::new(model.config(), model.weights(), chunk, chunk)?;
+    let mut store = KvStore::new(model.config().kv_shape(), context);
+    let mut table = BlockTable::default();
+    store.reserve(&mut table, tokens.len())?;
+    let parts = Parts {
+        config: model.config(),
+        weights: model.weights(),
+        kernels: model.runtime().kernels(),
+        pool: model.runtime().pool(),
+    };
+    for tokens in tokens.chunks(chunk) {
+        let logits = scratch.forward(parts, tokens, &mut store, &table, Logits::All);
+        for (row, logits) in logits.chunks_exact(vocab).enumerate() {
+            each(table.len() + row, logits);
+        }
+        table.commit(tokens.len());
+    }
+    Ok(())
+}

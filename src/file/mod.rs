@@ -1,0 +1,8 @@
+//! Model files. All untrusted bytes end in this layer: what leaves it is checked.
+
+pub mod blocks;
+pub mod gguf;
+pub mod metadata;
+pub mod nybl;
+pub mod reader;
+pub mod source;

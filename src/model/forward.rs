@@ -1,0 +1,283 @@
+//! The forward pass: tokens in, logits out, keys and values into the cache.
+//!
+//! A chunk of `m` tokens goes through the layers together. Every row is computed by the same operations
+//! in the same order whatever `m` is, so a prompt in one chunk, in many, or token by token gives the
+//! same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down.
+#![forbid(unsafe_code)]
+
+use super::config::Config;
+use super::weights::{Matrix, Weights};
+use crate::error::Result;
+use crate::kernel::{Activations, Input, Kernels, MatmulJob};
+use crate::kv::attend::{AttendScratch, Keys, attend};
+use crate::kv::blocks::BlockTable;
+use crate::kv::store::KvStore;
+use crate::memory::Aligned;
+use crate::quant::format::unpack_row;
+use crate::threads::Pool;
+
+/// The buffers of a forward pass, allocated once for the largest chunk.
+pub struct Scratch {
+    most: usize,
+    x: Aligned<f32>,
+    norm: Aligned<f32>,
+    q: Aligned<f32>,
+    k: Aligned<f32>,
+    v: Aligned<f32>,
+    attended: Aligned<f32>,
+    gate: Aligned<f32>,
+    up: Aligned<f32>,
+    quantised: Quantised,
+    attend: AttendScratch,
+    rope: Rope,
+    logits: Aligned<f32>,
+}
+
+/// Activations quantised for each group size that the weights use.
+struct Quantised(Vec<(usize, Activations)>);
+
+/// Which rows of a chunk get logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// None: the chunk only fills the cache.
+    None,
+    /// The last row.
+    Last,
+    /// Every row.
+    All,
+}
+
+/// What a forward pass works with beside its own buffers.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    /// The model's shape.
+    pub config: &'a Config,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// The chosen kernels.
+    pub kernels: &'a Kernels,
+    /// The threads.
+    pub pool: &'a Pool,
+}
+
+impl Scratch {
+    /// Buffers for chunks of at most `most` tokens, with room for the logits of `logit_rows` of them.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfMemory`].
+    pub fn new(
+        config: &Config,
+        weights: &Weights,
+        most: usize,
+        logit_rows: usize,
+    ) -> Result<Self> {
+        let floats = |width: usize| Aligned::zeroed("activations", most * width);
+        let mut groups: Vec<_> = weights
+            .matrices()
+            .map(Matrix::layout)
+            .filter(|layout| layout.format().is_quantised())
+            .map(|layout| layout.group())
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let widest = config.d_model.max(config.d_ff).max(config.q_dim());
+        let quantised: Result<Vec<_>> = groups
+            .into_iter()
+            .map(|group| Ok((group, Activations::new(most, widest)?)))
+            .collect();
+        Ok(Self {
+            most,
+            x: floats(config.d_model)?,
+            norm: floats(config.d_model)?,
+            q: floats(config.q_dim())?,
+            k: floats(config.kv_dim())?,
+            v: floats(config.kv_dim())?,
+            attended: floats(config.q_dim())?,
+            gate: floats(config.d_ff)?,
+            up: floats(config.d_ff)?,
+            quantised: Quantised(quantised?),
+            attend: AttendScratch::new(most, config.n_heads, config.kv_shape().padded_dim())?,
+            rope: Rope::new(config, most)?,
+            logits: Aligned::zeroed("logits", logit_rows * weights.vocab())?,
+        })
+    }
+
+    /// Most tokens in a chunk.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let floats = [
+            &self.x, &self.norm, &self.q, &self.k, &self.v, &self.attended, &self.gate, &self.up,
+            &self.logits, &self.rope.cos, &self.rope.sin,
+        ];
+        floats.into_iter().map(Aligned::bytes).sum::<usize>()
+            + self.quantised.0.iter().map(|(_, x)| x.bytes()).sum::<usize>()
+            + self.attend.bytes()
+    }
+
+    /// Runs `tokens` at the positions after those of `table`, for which room has been reserved, and
+    /// returns the logits asked for, one row of the vocabulary's length after the other. The caller
+    /// commits the tokens to the table.
+    ///
+    /// # Panics
+    /// When the chunk is longer than the buffers, a token is outside the vocabulary, or the room was
+    /// not reserved: bugs of the caller.
+    pub fn forward(
+        &mut self,
+        parts: Parts<'_>,
+        tokens: &[u32],
+        store: &mut KvStore,
+        table: &BlockTable,
+        want: Logits,
+    ) -> &[f32] {
+        let Parts { config, weights, kernels, pool } = parts;
+        let (m, first) = (tokens.len(), table.len());
+        assert!(m <= self.most, "a chunk of {m} tokens");
+        let (d, q_dim, kv_dim) = (config.d_model, config.q_dim(), config.kv_dim());
+        let x = &mut self.x[..m * d];
+        let norm = &mut self.norm[..m * d];
+        let (q, k) = (&mut self.q[..m * q_dim], &mut self.k[..m * kv_dim]);
+        let (v, attended) = (&mut self.v[..m * kv_dim], &mut self.attended[..m * q_dim]);
+        let (gate, up) = (&mut self.gate[..m * config.d_ff], &mut self.up[..m * config.d_ff]);
+        let quantised = &mut self.quantised;
+
+        let embedding = weights.embedding.packed();
+        for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
+            unpack_row(&embedding, *token as usize, row);
+        }
+        self.rope.fill(first, m);
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        for (index, layer) in weights.layers.iter().enumerate() {
+            kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
+            let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
+            quantised.multiply(kernels, pool, norm, targets);
+            self.rope.rotate(pool, config.head_dim, q_dim, q);
+            self.rope.rotate(pool, config.head_dim, kv_dim, k);
+            let rows = k.chunks_exact(kv_dim).zip(v.chunks_exact(kv_dim));
+            for (row, (key, value)) in rows.enumerate() {
+                store.write(table, index, first + row, key, value);
+            }
+            let keys = Keys { store, table, layer: index };
+            let rows = (&*q, &mut *attended);
+            attend(kernels, pool, keys, first, scale, &mut self.attend, rows);
+            quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
+            add(x, norm);
+
+            kernels.rmsnorm(pool, x, &layer.ffn_norm, config.norm_eps, norm);
+            let targets = [(&layer.gate, &mut *gate), (&layer.up, &mut *up)];
+            quantised.multiply(kernels, pool, norm, targets);
+            kernels.swiglu(pool, gate, up);
+            quantised.multiply(kernels, pool, gate, [(&layer.down, &mut *norm)]);
+            add(x, norm);
+        }
+
+        let rows = match want {
+            Logits::None => 0,
+            Logits::Last => 1,
+            Logits::All => m,
+        };
+        let (x, norm) = (&x[(m - rows) * d..], &mut norm[..rows * d]);
+        let logits = &mut self.logits[..rows * weights.vocab()];
+        if rows > 0 {
+            kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);
+            quantised.multiply(kernels, pool, norm, [(weights.head(), &mut *logits)]);
+        }
+        logits
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+impl Quantised {
+    /// `y = x * w^T` for every pair with one join, the activations quantised once for each group size
+    /// among the weights.
+    fn multiply<const N: usize>(
+        &mut self,
+        kernels: &Kernels,
+        pool: &Pool,
+        x: &[f32],
+        targets: [(&Matrix, &mut [f32]); N],
+    ) {
+        let k = targets[0].0.layout().k();
+        for (group, activations) in &mut self.0 {
+            let wants = |matrix: &Matrix| {
+                let layout = matrix.layout();
+                layout.format().is_quantised() && layout.group() == *group
+            };
+            if targets.iter().any(|(matrix, _)| wants(matrix)) {
+                kernels.quantize(pool, x, k, *group, activations);
+            }
+        }
+        let mut jobs = targets.map(|(matrix, y)| {
+            let layout = matrix.layout();
+            let quantised = self.0.iter().find(|(group, _)| *group == layout.group());
+            let input = match quantised {
+                Some((_, activations)) if layout.format().is_quantised() => {
+                    Input::Quantised(activations)
+                }
+                _ => Input::Float(x),
+            };
+            MatmulJob { w: matrix.packed(), x: input, y }
+        });
+        kernels.matmul(pool, &mut jobs);
+    }
+}
+
+/// Rotary position embedding (Su et al. 2021) of neighbouring pairs, the order of Llama weights in GGUF.
+///
+/// Angles and their sines are computed in f64 by portable code, so they are the same on every platform.
+struct Rope {
+    frequencies: Vec<f64>,
+    cos: Aligned<f32>,
+    sin: Aligned<f32>,
+}
+
+impl Rope {
+    fn new(config: &Config, most: usize) -> Result<Self> {
+        let pairs = config.rope_dim / 2;
+        let step = -2.0 / config.rope_dim as f64;
+        let frequencies =
+            (0..pairs).map(|i| libm::pow(config.rope_theta, step * i as f64)).collect();
+        Ok(Self {
+            frequencies,
+            cos: Aligned::zeroed("rotary table", most * pairs)?,
+            sin: Aligned::zeroed("rotary table", most * pairs)?,
+        })
+    }
+
+    /// Prepares the angles of positions `first..first + m`.
+    fn fill(&mut self, first: usize, m: usize) {
+        let pairs = self.frequencies.len();
+        for row in 0..m {
+            for (i, frequency) in self.frequencies.iter().enumerate() {
+                let (sin, cos) = libm::sincos((first + row) as f64 * frequency);
+                self.cos[row * pairs + i] = cos as f32;
+                self.sin[row * pairs + i] = sin as f32;
+            }
+        }
+    }
+
+    /// Rotates every head of rows of `width` floats.
+    fn rotate(&self, pool: &Pool, head_dim: usize, width: usize, rows: &mut [f32]) {
+        let pairs = self.frequencies.len();
+        pool.chunks_mut(rows, width, &|row, x| {
+            let cos = &self.cos[row * pairs..(row + 1) * pairs];
+            let sin = &self.sin[row * pairs..(row + 1) * pairs];
+            for head in x.chunks_exact_mut(head_dim) {
+                for ((pair, cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                    let [a, b] = *pair;
+                    *pair = [a * cos - b * sin, a * sin + b * cos];
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,294 @@
+//! The weights of a model, by role, wherever their bytes lie.
+//!
+//! From a packed file a matrix is a range of the mapping; from GGUF it is packed once into memory. Names
+//! and shapes are checked here against the configuration, and a tensor that nothing would use is an
+//! error: a model with parts we do not know would otherwise run and be wrong.
+#![forbid(unsafe_code)]
+
+use super::config::Config;
+use crate::error::{Error, Result};
+use crate::file::gguf::Gguf;
+use crate::file::nybl::{Kind, Nybl};
+use crate::file::source::Source;
+use crate::kernel::{Layout, Packed};
+use crate::memory::Aligned;
+use crate::threads::Pool;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// A packed matrix that keeps its bytes alive.
+#[derive(Clone)]
+pub struct Matrix {
+    layout: Layout,
+    bytes: Bytes,
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Mapped(Source, Range<usize>),
+    Owned(Arc<Aligned<u8>>),
+}
+
+impl Matrix {
+    fn new(layout: Layout, bytes: Bytes) -> Result<Self> {
+        let matrix = Self { layout, bytes };
+        Packed::new(layout, matrix.bytes())?;
+        Ok(matrix)
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Bytes::Mapped(source, range) => &source.bytes()[range.clone()],
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+
+    /// Format and shape.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The matrix as kernels take it.
+    #[must_use]
+    pub fn packed(&self) -> Packed<'_> {
+        match Packed::new(self.layout, self.bytes()) {
+            Ok(packed) => packed,
+            Err(_) => unreachable!("checked when the matrix was made"),
+        }
+    }
+
+    /// Bytes that are private memory rather than part of a mapping.
+    #[must_use]
+    pub fn owned_bytes(&self) -> usize {
+        match &self.bytes {
+            Bytes::Mapped(..) => 0,
+            Bytes::Owned(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// One transformer block.
+pub struct Layer {
+    /// RMSNorm before attention.
+    pub attn_norm: Vec<f32>,
+    /// Queries.
+    pub q: Matrix,
+    /// Keys.
+    pub k: Matrix,
+    /// Values.
+    pub v: Matrix,
+    /// Attention output.
+    pub o: Matrix,
+    /// RMSNorm before the feed-forward network.
+    pub ffn_norm: Vec<f32>,
+    /// Gate of the feed-forward network.
+    pub gate: Matrix,
+    /// The factor that the gate multiplies.
+    pub up: Matrix,
+    /// Back to the residual stream.
+    pub down: Matrix,
+}
+
+/// All weights.
+pub struct Weights {
+    /// Token embedding; also the output head when `output` is none.
+    pub embedding: Matrix,
+    /// The blocks.
+    pub layers: Vec<Layer>,
+    /// RMSNorm before the output head.
+    pub output_norm: Vec<f32>,
+    /// The output head when it is not tied to the embedding.
+    pub output: Option<Matrix>,
+}
+
+/// A file that holds tensors by name.
+trait Tensors {
+    fn file(&self) -> &str;
+    fn names(&self) -> Vec<&str>;
+    /// Rows and row length, or nothing for a name that is not there.
+    fn shape(&self, name: &str) -> Option<(usize, usize)>;
+    fn matrix(&self, name: &str, pool: &Pool) -> Result<Matrix>;
+    fn vector(&self, name: &str) -> Result<Vec<f32>>;
+}
+
+impl Tensors for Nybl {
+    fn file(&self) -> &str {
+        self.source().name()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tensors().iter().map(|tensor| tensor.name.as_str()).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.tensor(name).map(|tensor| match tensor.kind {
+            Kind::Vector(len) => (1, len),
+            Kind::Matrix(layout) => (layout.n(), layout.k()),
+        })
+    }
+
+    fn matrix(&self, name: &str, _: &Pool) -> Result<Matrix> {
+        match self.tensor(name).map(|tensor| (tensor.kind, tensor.range.clone())) {
+            Some((Kind::Matrix(layout), range)) => {
+                Matrix::new(layout, Bytes::Mapped(self.source().clone(), range))
+            }
+            _ => Err(Error::corrupt(self.file(), name, "is not a matrix")),
+        }
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        match self.tensor(name) {
+            Some(tensor) => Nybl::vector(self, tensor),
+            None => Err(Error::corrupt(self.file(), name, "is missing")),
+        }
+    }
+}
+
+impl Tensors for Gguf {
+    fn file(&self) -> &str {
+        self.name()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.tensors().keys().map(String::as_str).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<(usize, usize)> {
+        self.tensors().get(name).map(|tensor| (tensor.n(), tensor.k()))
+    }
+
+    fn matrix(&self, name: &str, pool: &Pool) -> Result<Matrix> {
+        let missing = || Error::corrupt(self.file(), name, "is not a matrix");
+        let tensor = self.tensors().get(name).filter(|t| !t.is_vector()).ok_or_else(missing)?;
+        let layout = tensor.exact_layout()?;
+        let mut bytes = Aligned::zeroed("packed weights", layout.bytes())?;
+        let failed = Mutex::new(None);
+        pool.chunks_mut(&mut bytes, layout.panel_bytes(), &|index, panel| {
+            if let Err(error) = self.pack(tensor, &layout, index, panel)
+                && let Ok(mut slot) = failed.lock()
+            {
+                slot.get_or_insert(error);
+            }
+        });
+        match failed.into_inner() {
+            Ok(None) => Matrix::new(layout, Bytes::Owned(Arc::new(bytes))),
+            Ok(Some(error)) => Err(error),
+            Err(_) => Err(Error::Internal("packing panicked".into())),
+        }
+    }
+
+    fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        match self.tensors().get(name) {
+            Some(tensor) => Gguf::vector(self, name, tensor),
+            None => Err(Error::corrupt(self.file(), name, "is missing")),
+        }
+    }
+}
+
+impl Weights {
+    /// Maps the weights of a packed file.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] naming a tensor that is missing or has another shape than the configuration
+    /// says; [`Error::Unsupported`] naming tensors that the model has beyond those.
+    pub fn from_nybl(file: &Nybl, config: &Config, pool: &Pool) -> Result<Self> {
+        Loader { file, config, pool, used: BTreeSet::new() }.load()
+    }
+
+    /// Packs the weights of a GGUF file into memory.
+    ///
+    /// # Errors
+    /// As [`Weights::from_nybl`], and [`Error::OutOfMemory`].
+    pub fn from_gguf(file: &Gguf, config: &Config, pool: &Pool) -> Result<Self> {
+        Loader { file, config, pool, used: BTreeSet::new() }.load()
+    }
+
+    /// The output head.
+    #[must_use]
+    pub fn head(&self) -> &Matrix {
+        self.output.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Tokens in the vocabulary.
+    #[must_use]
+    pub fn vocab(&self) -> usize {
+        self.embedding.layout().n()
+    }
+
+    /// Every matrix.
+    pub fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let layers = self.layers.iter();
+        let layers = layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        layers.chain([&self.embedding]).chain(&self.output)
+    }
+}
+
+struct Loader<'a, T> {
+    file: &'a T,
+    config: &'a Config,
+    pool: &'a Pool,
+    used: BTreeSet<String>,
+}
+
+impl<T: Tensors> Loader<'_, T> {
+    fn load(mut self) -> Result<Weights> {
+        let c = self.config;
+        let Some((vocab, _)) = self.file.shape("token_embd.weight") else {
+            return Err(Error::corrupt(self.file.file(), "token_embd.weight", "is missing"));
+        };
+        let embedding = self.matrix("token_embd.weight", vocab, c.d_model)?;
+        let output = match self.file.shape("output.weight") {
+            Some(_) => Some(self.matrix("output.weight", vocab, c.d_model)?),
+            None => None,
+        };
+        let mut layers = Vec::new();
+        for layer in 0..c.n_layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            layers.push(Layer {
+                attn_norm: self.vector(&name("attn_norm"), c.d_model)?,
+                q: self.matrix(&name("attn_q"), c.q_dim(), c.d_model)?,
+                k: self.matrix(&name("attn_k"), c.kv_dim(), c.d_model)?,
+                v: self.matrix(&name("attn_v"), c.kv_dim(), c.d_model)?,
+                o: self.matrix(&name("attn_output"), c.d_model, c.q_dim())?,
+                ffn_norm: self.vector(&name("ffn_norm"), c.d_model)?,
+                gate: self.matrix(&name("ffn_gate"), c.d_ff, c.d_model)?,
+                up: self.matrix(&name("ffn_up"), c.d_ff, c.d_model)?,
+                down: self.matrix(&name("ffn_down"), c.d_model, c.d_ff)?,
+            });
+        }
+        let output_norm = self.vector("output_norm.weight", c.d_model)?;
+        if let Some(extra) = self.file.names().into_iter().find(|name| !self.used.contains(*name)) {
+            return Err(Error::Unsupported(format!(
+                "{}: the tensor {extra}, which is no part of the {} models this build knows",
+                self.file.file(),
+                c.architecture
+            )));
+        }
+        Ok(Weights { embedding, layers, output_norm, output })
+    }
+
+    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Matrix> {
+        self.check(name, n, k)?;
+        self.file.matrix(name, self.pool)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.check(name, 1, len)?;
+        self.file.vector(name)
+    }
+
+    /// Whether the tensor is there in the shape the configuration asks for; counts it as used.
+    fn check(&mut self, name: &str, n: usize, k: usize) -> Result<()> {
+        self.used.insert(name.to_owned());
+        match self.file.shape(name) {
+            Some(shape) if shape == (n, k) => Ok(()),
+            Some((rows, row)) => {
+                let reason = format!("is {rows} x {row} where the metadata asks for {n} x {k}");
+                Err(Error::corrupt(self.file.file(), name, reason))
+            }
+            None => Err(Error::corrupt(self.file.file(), name, "is missing")),
+        }
+    }
+}
