@@ -7,8 +7,8 @@ use crate::file::gguf::Gguf;
 use crate::file::metadata::Metadata;
 use crate::file::nybl::Nybl;
 use crate::file::source::Source;
-use crate::model::config::{Config, eos_ids};
-use crate::model::weights::Weights;
+use crate::model::config::Config;
+use crate::model::weights::{Matrix, Weights};
 #[cfg(feature = "text")]
 use crate::text::{tokenizer::Tokenizer, vocabulary};
 use std::path::Path;
@@ -22,7 +22,6 @@ pub struct Model {
     metadata: Metadata,
     config: Config,
     weights: Weights,
-    eos: Vec<u32>,
     #[cfg(feature = "text")]
     tokenizer: Option<Tokenizer>,
 }
@@ -63,22 +62,15 @@ impl Model {
                 "is neither that of a packed .nybl file nor that of GGUF",
             ));
         }
-        let eos = eos_ids(&metadata)?;
-        let vocab = weights.vocab();
-        if let Some(id) = eos.iter().find(|id| **id as usize >= vocab) {
-            let reason = format!("ends generation at token {id} of {vocab}");
-            return Err(Error::corrupt(file, "tokenizer.ggml.eos_token_id", reason));
-        }
         Ok(Arc::new(Self {
             #[cfg(feature = "text")]
-            tokenizer: vocabulary::tokenizer(&metadata, vocab)?,
+            tokenizer: vocabulary::tokenizer(&metadata, weights.vocab())?,
             runtime,
             file,
             format,
             metadata: without_vocabulary(metadata),
             config,
             weights,
-            eos,
         }))
     }
 
@@ -112,10 +104,13 @@ impl Model {
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
-    /// Tokens that end a generation.
+    /// Tokens that end a generation: none without a tokenizer, which is where a file names them.
     #[must_use]
     pub fn eos(&self) -> &[u32] {
-        &self.eos
+        #[cfg(feature = "text")]
+        return self.tokenizer.as_ref().map_or(&[], Tokenizer::eos);
+        #[cfg(not(feature = "text"))]
+        &[]
     }
     /// Tokens in the vocabulary.
     #[must_use]
@@ -137,7 +132,7 @@ impl Model {
     /// Bytes of weights in private memory, and bytes in the mapping.
     #[must_use]
     pub fn weight_bytes(&self) -> (usize, usize) {
-        let owned = self.weights.matrices().map(super::super::model::weights::Matrix::owned_bytes);
+        let owned = self.weights.matrices().map(Matrix::owned_bytes);
         let all = self.weights.matrices().map(|matrix| matrix.layout().bytes());
         let (owned, all): (usize, usize) = (owned.sum(), all.sum());
         (owned, all - owned)

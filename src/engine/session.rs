@@ -191,9 +191,9 @@ impl Session {
         }
         let vocab = self.model.vocab();
         match tokens.iter().find(|token| **token as usize >= vocab) {
-            Some(token) => Err(Error::InvalidArgument(format!(
-                "token {token} of a vocabulary of {vocab}"
-            ))),
+            Some(token) => {
+                Err(Error::InvalidArgument(format!("token {token} of a vocabulary of {vocab}")))
+            }
             None => Ok(()),
         }
     }
@@ -208,7 +208,9 @@ impl Session {
     fn refresh(&mut self) -> Result<()> {
         self.check(&[])?;
         if self.tokens.is_empty() {
-            return Err(Error::InvalidArgument("the session is empty: append a token first".into()));
+            return Err(Error::InvalidArgument(
+                "the session is empty: append a token first".into(),
+            ));
         }
         if !self.fresh {
             self.reserve(0)?;

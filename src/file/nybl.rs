@@ -324,7 +324,9 @@ impl Writer {
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
         let end = self.tensors.get(self.next).map_or(0, |tensor| tensor.range.end);
         if self.at + bytes.len() > end {
-            return Err(Error::InvalidArgument("more bytes than the tensor was planned for".into()));
+            return Err(Error::InvalidArgument(
+                "more bytes than the tensor was planned for".into(),
+            ));
         }
         let written = self.out.write_all(bytes);
         self.io(written)?;

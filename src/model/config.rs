@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
-use crate::file::metadata::{Metadata, Value};
+use crate::file::metadata::Metadata;
 use crate::kernel::layout::MAX_DIMENSION;
 use crate::kv::store::KvShape;
 
@@ -79,7 +79,8 @@ impl Config {
         let n_kv_heads = optional("attention.head_count_kv", MAX_DIMENSION as u64)?;
         let n_kv_heads = n_kv_heads.map_or(n_heads, |count| count as usize);
         if n_kv_heads == 0 || !n_heads.is_multiple_of(n_kv_heads) {
-            let reason = format!("{n_kv_heads} KV heads cannot share {n_heads} query heads equally");
+            let reason =
+                format!("{n_kv_heads} KV heads cannot share {n_heads} query heads equally");
             return Err(metadata.error(&key("attention.head_count_kv"), reason));
         }
         let head_dim = match optional("attention.key_length", MAX_DIMENSION as u64)? {
@@ -135,11 +136,7 @@ impl Config {
     /// What a token occupies in the KV cache.
     #[must_use]
     pub fn kv_shape(&self) -> KvShape {
-        KvShape {
-            n_layers: self.n_layers,
-            n_kv_heads: self.n_kv_heads,
-            head_dim: self.head_dim,
-        }
+        KvShape { n_layers: self.n_layers, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
     }
 
     /// Floats in a row of queries.
@@ -155,36 +152,10 @@ impl Config {
     }
 }
 
-/// Metadata keys that describe a file's own encoding and are meaningless in another file.
-pub fn drop_encoding_keys(metadata: &mut Metadata) {
-    metadata.remove_prefix("general.alignment");
-    metadata.remove_prefix("general.file_type");
-    metadata.remove_prefix("general.quantization_version");
-    metadata.remove_prefix("tokenizer.ggml.");
-    metadata.remove_prefix("split.");
-}
-
-/// The ids that end a generation: `eos` and, where a model names it, the end of a turn.
-///
-/// # Errors
-/// [`Error::Corrupt`] when a key is no token id.
-pub fn eos_ids(metadata: &Metadata) -> Result<Vec<u32>> {
-    if let Some(Value::Integers(ids)) = metadata.get("tokenizer.nybl.eos_ids") {
-        let ids: Option<Vec<_>> = ids.iter().map(|id| u32::try_from(*id).ok()).collect();
-        return ids.ok_or_else(|| metadata.error("tokenizer.nybl.eos_ids", "is no list of ids"));
-    }
-    let mut ids = Vec::new();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        if let Some(id) = metadata.integer(key, u64::from(u32::MAX))? {
-            ids.push(id as u32);
-        }
-    }
-    Ok(ids)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::metadata::Value;
 
     fn nursery() -> Metadata {
         let mut metadata = Metadata::new("test.gguf");

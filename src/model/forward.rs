@@ -65,12 +65,7 @@ impl Scratch {
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
-    pub fn new(
-        config: &Config,
-        weights: &Weights,
-        most: usize,
-        logit_rows: usize,
-    ) -> Result<Self> {
+    pub fn new(config: &Config, weights: &Weights, most: usize, logit_rows: usize) -> Result<Self> {
         let floats = |width: usize| Aligned::zeroed("activations", most * width);
         let mut groups: Vec<_> = weights
             .matrices()
@@ -81,10 +76,8 @@ impl Scratch {
         groups.sort_unstable();
         groups.dedup();
         let widest = config.d_model.max(config.d_ff).max(config.q_dim());
-        let quantised: Result<Vec<_>> = groups
-            .into_iter()
-            .map(|group| Ok((group, Activations::new(most, widest)?)))
-            .collect();
+        let quantised: Result<Vec<_>> =
+            groups.into_iter().map(|group| Ok((group, Activations::new(most, widest)?))).collect();
         Ok(Self {
             most,
             x: floats(config.d_model)?,
@@ -112,8 +105,17 @@ impl Scratch {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let floats = [
-            &self.x, &self.norm, &self.q, &self.k, &self.v, &self.attended, &self.gate, &self.up,
-            &self.logits, &self.rope.cos, &self.rope.sin,
+            &self.x,
+            &self.norm,
+            &self.q,
+            &self.k,
+            &self.v,
+            &self.attended,
+            &self.gate,
+            &self.up,
+            &self.logits,
+            &self.rope.cos,
+            &self.rope.sin,
         ];
         floats.into_iter().map(Aligned::bytes).sum::<usize>()
             + self.quantised.0.iter().map(|(_, x)| x.bytes()).sum::<usize>()

@@ -194,7 +194,7 @@ impl Weights {
     /// [`Error::Corrupt`] naming a tensor that is missing or has another shape than the configuration
     /// says; [`Error::Unsupported`] naming tensors that the model has beyond those.
     pub fn from_nybl(file: &Nybl, config: &Config, pool: &Pool) -> Result<Self> {
-        Loader { file, config, pool, used: BTreeSet::new() }.load()
+        load(file, config, pool)
     }
 
     /// Packs the weights of a GGUF file into memory.
@@ -202,7 +202,15 @@ impl Weights {
     /// # Errors
     /// As [`Weights::from_nybl`], and [`Error::OutOfMemory`].
     pub fn from_gguf(file: &Gguf, config: &Config, pool: &Pool) -> Result<Self> {
-        Loader { file, config, pool, used: BTreeSet::new() }.load()
+        load(file, config, pool)
+    }
+
+    /// Whether a GGUF file has exactly the tensors that the configuration asks for, without packing them.
+    ///
+    /// # Errors
+    /// As [`Weights::from_gguf`].
+    pub fn check_gguf(file: &Gguf, config: &Config) -> Result<()> {
+        check_all(file, config).map(|_| ())
     }
 
     /// The output head.
@@ -225,70 +233,79 @@ impl Weights {
     }
 }
 
-struct Loader<'a, T> {
-    file: &'a T,
-    config: &'a Config,
-    pool: &'a Pool,
-    used: BTreeSet<String>,
+/// Compares names and shapes with the configuration; the number of tokens in the vocabulary.
+fn check_all(file: &impl Tensors, c: &Config) -> Result<usize> {
+    let Some((vocab, _)) = file.shape("token_embd.weight") else {
+        return Err(Error::corrupt(file.file(), "token_embd.weight", "is missing"));
+    };
+    let mut used = BTreeSet::new();
+    let mut check = |name: String, n: usize, k: usize| {
+        let error = |reason| Err(Error::corrupt(file.file(), &name, reason));
+        match file.shape(&name) {
+            Some(shape) if shape == (n, k) => {
+                used.insert(name);
+                Ok(())
+            }
+            Some((rows, row)) => {
+                error(format!("is {rows} x {row} where the metadata asks for {n} x {k}"))
+            }
+            None => error("is missing".into()),
+        }
+    };
+    check("token_embd.weight".into(), vocab, c.d_model)?;
+    if file.shape("output.weight").is_some() {
+        check("output.weight".into(), vocab, c.d_model)?;
+    }
+    check("output_norm.weight".into(), 1, c.d_model)?;
+    for layer in 0..c.n_layers {
+        for (part, n, k) in [
+            ("attn_norm", 1, c.d_model),
+            ("attn_q", c.q_dim(), c.d_model),
+            ("attn_k", c.kv_dim(), c.d_model),
+            ("attn_v", c.kv_dim(), c.d_model),
+            ("attn_output", c.d_model, c.q_dim()),
+            ("ffn_norm", 1, c.d_model),
+            ("ffn_gate", c.d_ff, c.d_model),
+            ("ffn_up", c.d_ff, c.d_model),
+            ("ffn_down", c.d_model, c.d_ff),
+        ] {
+            check(format!("blk.{layer}.{part}.weight"), n, k)?;
+        }
+    }
+    if let Some(extra) = file.names().into_iter().find(|name| !used.contains(*name)) {
+        return Err(Error::Unsupported(format!(
+            "{}: the tensor {extra}, which is no part of the {} models this build knows",
+            file.file(),
+            c.architecture
+        )));
+    }
+    Ok(vocab)
 }
 
-impl<T: Tensors> Loader<'_, T> {
-    fn load(mut self) -> Result<Weights> {
-        let c = self.config;
-        let Some((vocab, _)) = self.file.shape("token_embd.weight") else {
-            return Err(Error::corrupt(self.file.file(), "token_embd.weight", "is missing"));
-        };
-        let embedding = self.matrix("token_embd.weight", vocab, c.d_model)?;
-        let output = match self.file.shape("output.weight") {
-            Some(_) => Some(self.matrix("output.weight", vocab, c.d_model)?),
+fn load(file: &impl Tensors, config: &Config, pool: &Pool) -> Result<Weights> {
+    check_all(file, config)?;
+    let matrix = |name: &str| file.matrix(name, pool);
+    let layer = |index: usize| {
+        let name = |part: &str| format!("blk.{index}.{part}.weight");
+        Ok(Layer {
+            attn_norm: file.vector(&name("attn_norm"))?,
+            q: matrix(&name("attn_q"))?,
+            k: matrix(&name("attn_k"))?,
+            v: matrix(&name("attn_v"))?,
+            o: matrix(&name("attn_output"))?,
+            ffn_norm: file.vector(&name("ffn_norm"))?,
+            gate: matrix(&name("ffn_gate"))?,
+            up: matrix(&name("ffn_up"))?,
+            down: matrix(&name("ffn_down"))?,
+        })
+    };
+    Ok(Weights {
+        embedding: matrix("token_embd.weight")?,
+        layers: (0..config.n_layers).map(layer).collect::<Result<_>>()?,
+        output_norm: file.vector("output_norm.weight")?,
+        output: match file.shape("output.weight") {
+            Some(_) => Some(matrix("output.weight")?),
             None => None,
-        };
-        let mut layers = Vec::new();
-        for layer in 0..c.n_layers {
-            let name = |part: &str| format!("blk.{layer}.{part}.weight");
-            layers.push(Layer {
-                attn_norm: self.vector(&name("attn_norm"), c.d_model)?,
-                q: self.matrix(&name("attn_q"), c.q_dim(), c.d_model)?,
-                k: self.matrix(&name("attn_k"), c.kv_dim(), c.d_model)?,
-                v: self.matrix(&name("attn_v"), c.kv_dim(), c.d_model)?,
-                o: self.matrix(&name("attn_output"), c.d_model, c.q_dim())?,
-                ffn_norm: self.vector(&name("ffn_norm"), c.d_model)?,
-                gate: self.matrix(&name("ffn_gate"), c.d_ff, c.d_model)?,
-                up: self.matrix(&name("ffn_up"), c.d_ff, c.d_model)?,
-                down: self.matrix(&name("ffn_down"), c.d_model, c.d_ff)?,
-            });
-        }
-        let output_norm = self.vector("output_norm.weight", c.d_model)?;
-        if let Some(extra) = self.file.names().into_iter().find(|name| !self.used.contains(*name)) {
-            return Err(Error::Unsupported(format!(
-                "{}: the tensor {extra}, which is no part of the {} models this build knows",
-                self.file.file(),
-                c.architecture
-            )));
-        }
-        Ok(Weights { embedding, layers, output_norm, output })
-    }
-
-    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Matrix> {
-        self.check(name, n, k)?;
-        self.file.matrix(name, self.pool)
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.check(name, 1, len)?;
-        self.file.vector(name)
-    }
-
-    /// Whether the tensor is there in the shape the configuration asks for; counts it as used.
-    fn check(&mut self, name: &str, n: usize, k: usize) -> Result<()> {
-        self.used.insert(name.to_owned());
-        match self.file.shape(name) {
-            Some(shape) if shape == (n, k) => Ok(()),
-            Some((rows, row)) => {
-                let reason = format!("is {rows} x {row} where the metadata asks for {n} x {k}");
-                Err(Error::corrupt(self.file.file(), name, reason))
-            }
-            None => Err(Error::corrupt(self.file.file(), name, "is missing")),
-        }
-    }
+        },
+    })
 }

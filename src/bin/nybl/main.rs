@@ -1,1 +1,79 @@
-fn main() {}
+//! The `nybl` program: one file for each subcommand.
+#![forbid(unsafe_code)]
+
+mod convert;
+mod default_model;
+mod inspect;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Run language models offline, from one packed file.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a prompt, token by token, on standard output.
+    Run(run::Args),
+    /// Print what a model file holds.
+    Inspect(inspect::Args),
+    /// Pack a GGUF file into one .nybl file that the kernels multiply from.
+    Convert(convert::Args),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Convert(args) => convert::convert(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            // The reader has had enough, as with `| head`.
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("nybl: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why a command failed.
+enum Failure {
+    /// The library's reason.
+    Model(nybl::Error),
+    /// Standard output could not be written.
+    Output(std::io::Error),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Model(error) => error.fmt(f),
+            Self::Output(error) => write!(f, "standard output: {error}"),
+        }
+    }
+}
+
+impl From<nybl::Error> for Failure {
+    fn from(error: nybl::Error) -> Self {
+        Self::Model(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::Output(error)
+    }
+}

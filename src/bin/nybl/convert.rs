@@ -1,0 +1,57 @@
+//! `nybl convert`: a checkpoint into one packed file.
+
+use crate::Failure;
+use indicatif::{ProgressBar, ProgressStyle};
+use nybl::engine::convert::{Recipe, gguf_to_nybl};
+use nybl::engine::runtime::{Runtime, RuntimeConfig};
+use std::path::PathBuf;
+
+/// Arguments of `nybl convert`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  nybl convert model.Q4_0.gguf model.nybl
+  nybl convert model.F16.gguf model.nybl --bits 4 --group 64 --zero-points")]
+pub struct Args {
+    /// A GGUF file.
+    from: PathBuf,
+    /// The file to write.
+    to: PathBuf,
+    /// Round float matrices to 4 or 8 bits [default: keep the source's weights as they are].
+    #[arg(long, value_parser = ["4", "8"])]
+    bits: Option<String>,
+    /// Weights that share a scale: 32, 64 or 128.
+    #[arg(long, default_value_t = 32, requires = "bits")]
+    group: usize,
+    /// With an integer zero point for each group (4 bits only).
+    #[arg(long, requires = "bits")]
+    zero_points: bool,
+    /// Threads [default: one on each core].
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+}
+
+/// Runs the command.
+pub fn convert(args: &Args) -> Result<(), Failure> {
+    let recipe = match (args.bits.as_deref(), args.zero_points) {
+        (None, _) => Recipe::Keep,
+        (Some("4"), zero_points) => Recipe::FourBits { group: args.group, zero_points },
+        (_, false) => Recipe::Bytes { group: args.group },
+        (_, true) => {
+            let why = "--zero-points: only with --bits 4";
+            return Err(nybl::Error::InvalidArgument(why.into()).into());
+        }
+    };
+    let runtime = Runtime::new(&RuntimeConfig { threads: args.threads, isa: None })?;
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta}") {
+        bar.set_style(style);
+    }
+    gguf_to_nybl(&runtime, &args.from, &args.to, recipe, |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let bytes = std::fs::metadata(&args.to)?.len();
+    eprintln!("{}: {bytes} bytes", args.to.display());
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! `nybl run`: a prompt in, its continuation out, streamed.
+
+use crate::{Failure, default_model};
+use nybl::engine::load::Model;
+use nybl::engine::runtime::{Runtime, RuntimeConfig};
+use nybl::engine::session::{Next, Session, SessionConfig};
+use nybl::text::sample::SamplerConfig;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Arguments of `nybl run`.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  nybl run \"Once upon a time\"
+  nybl run -m model.nybl -p \"The sea\" -n 100 --temp 0
+  nybl run -m model.gguf -p \"The sea\" --seed 7 --threads 2 --isa avx2 --json")]
+pub struct Args {
+    /// The text to continue.
+    #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
+    text: Option<String>,
+    /// The same, as an option.
+    #[arg(short, long)]
+    prompt: Option<String>,
+    /// A .nybl or GGUF file [default: the embedded model].
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Most tokens to generate [default: until the model ends or its context is full].
+    #[arg(short = 'n', long = "tokens", value_name = "N")]
+    count: Option<usize>,
+    /// Temperature; 0 always takes the likeliest token.
+    #[arg(long = "temp", default_value_t = 0.8, value_name = "T")]
+    temperature: f32,
+    /// Keep the K likeliest tokens; 0 keeps all.
+    #[arg(long, default_value_t = 40, value_name = "K")]
+    top_k: usize,
+    /// Keep the likeliest tokens that together reach this probability.
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    top_p: f32,
+    /// Keep tokens at least this much as probable as the likeliest.
+    #[arg(long, default_value_t = 0.05, value_name = "P")]
+    min_p: f32,
+    /// Start of the random numbers [default: from the clock; it is printed].
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Threads [default: one on each core].
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+    /// The strongest instruction set to use: scalar, portable, avx2, avx512, neon, dotprod, ...
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Tokens the session can hold [default: the model's].
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    context: usize,
+    /// Print one JSON object with text, ids and figures instead of the stream.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a generation ended.
+#[derive(Clone, Copy)]
+enum Finish {
+    End,
+    Length,
+    ContextFull,
+}
+
+impl Finish {
+    fn name(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::Length => "length",
+            Self::ContextFull => "context_full",
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let start = Instant::now();
+    let config = RuntimeConfig { threads: args.threads, isa: args.isa.clone() };
+    let runtime = Arc::new(Runtime::new(&config)?);
+    let model = match &args.model {
+        Some(path) => Model::open_path(runtime, path)?,
+        None => Model::open(runtime, default_model::source())?,
+    };
+    let seed = args.seed.unwrap_or_else(clock_seed);
+    let sampler = SamplerConfig {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed,
+    };
+    let config = SessionConfig { context: args.context, sampler, ..SessionConfig::default() };
+    let mut session = Session::new(Arc::clone(&model), &config)?;
+    let opened = start.elapsed();
+
+    let prompt = args.prompt.as_deref().or(args.text.as_deref()).unwrap_or_default();
+    let tokenizer = model.tokenizer()?;
+    let prompt_ids = tokenizer.encode(prompt, true, false)?;
+    if prompt_ids.is_empty() {
+        let why = "an empty prompt, and the model has no token to begin with: give it a text";
+        return Err(nybl::Error::InvalidArgument(why.into()).into());
+    }
+    let prompt_start = Instant::now();
+    session.append(&prompt_ids)?;
+    let prefill = prompt_start.elapsed();
+
+    let mut out = std::io::stdout().lock();
+    if !args.json {
+        write!(out, "{prompt}")?;
+        out.flush()?;
+    }
+    let mut stream = tokenizer.stream();
+    let mut text = String::new();
+    let (mut first, mut ids) = (None, Vec::new());
+    let finish = loop {
+        if args.count.is_some_and(|count| ids.len() >= count) {
+            break Finish::Length;
+        }
+        let id = match session.next()? {
+            Next::Token(id) => id,
+            Next::End(_) => break Finish::End,
+            Next::ContextFull => break Finish::ContextFull,
+        };
+        first.get_or_insert_with(|| prompt_start.elapsed());
+        ids.push(id);
+        let piece = stream.push(tokenizer, id)?;
+        if args.json {
+            text.push_str(&piece);
+        } else {
+            write!(out, "{piece}")?;
+            out.flush()?;
+        }
+    };
+    let total = prompt_start.elapsed();
+    let rest = stream.finish(tokenizer)?;
+    if args.json {
+        text.push_str(&rest);
+    } else {
+        writeln!(out, "{rest}")?;
+    }
+
+    let figures = Figures { opened, prefill, first: first.unwrap_or(total), total };
+    if args.json {
+        let (owned, mapped) = model.weight_bytes();
+        let (kv, scratch) = session.bytes();
+        let object = serde_json::json!({
+            "model": model.config().name,
+            "isa": model.runtime().kernels().isa().to_string(),
+            "threads": model.runtime().pool().threads(),
+            "seed": seed,
+            "prompt": prompt,
+            "prompt_ids": prompt_ids,
+            "text": text,
+            "ids": ids,
+            "finish": finish.name(),
+            "tokens_per_second": figures.decode_rate(ids.len()),
+            "prefill_tokens_per_second": rate(prompt_ids.len(), prefill),
+            "time_to_first_token_s": figures.first.as_secs_f64(),
+            "open_s": opened.as_secs_f64(),
+            "bytes": {
+                "weights_private": owned,
+                "weights_mapped": mapped,
+                "kv": kv,
+                "scratch": scratch,
+            },
+        });
+        writeln!(out, "{object}")?;
+    } else {
+        if std::io::stdout().is_terminal() {
+            eprintln!();
+        }
+        eprintln!("{}", figures.summary(prompt_ids.len(), ids.len(), finish, seed));
+    }
+    Ok(())
+}
+
+struct Figures {
+    opened: Duration,
+    prefill: Duration,
+    first: Duration,
+    total: Duration,
+}
+
+impl Figures {
+    /// Tokens a second after the first one.
+    fn decode_rate(&self, tokens: usize) -> f64 {
+        rate(tokens.saturating_sub(1), self.total.saturating_sub(self.first))
+    }
+
+    fn summary(&self, prompt: usize, tokens: usize, finish: Finish, seed: u64) -> String {
+        format!(
+            "{tokens} tokens, {:.0} tokens/s; first token after {:.1} ms (open {:.1} ms, prompt of {prompt} tokens {:.1} ms); {}; seed {seed}",
+            self.decode_rate(tokens),
+            self.first.as_secs_f64() * 1e3,
+            self.opened.as_secs_f64() * 1e3,
+            self.prefill.as_secs_f64() * 1e3,
+            match finish {
+                Finish::End => "the model ended its text",
+                Finish::Length => "as many as asked for",
+                Finish::ContextFull => "the context is full",
+            }
+        )
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+/// A seed that differs from run to run.
+fn clock_seed() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::from(since.subsec_nanos()) ^ since.as_secs())
+}
