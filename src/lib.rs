@@ -1,3 +1,37 @@
+//! nybl: an embeddable LLM inference kernel.
+//!
+//! One packed file, mapped; int4 matrix kernels that multiply straight out of it; a block-allocated KV
+//! cache; and an engine over them that streams tokens. The same model, prompt and seed give the same
+//! bits on every instruction set, thread count and batch size.
+//!
+//! ```
+//! # #[cfg(feature = "text")] {
+//! use nybl::engine::{load::Model, runtime::{Runtime, RuntimeConfig}};
+//! use nybl::engine::session::{Next, Session, SessionConfig};
+//! use std::{path::Path, sync::Arc};
+//!
+//! let runtime = Arc::new(Runtime::new(&RuntimeConfig::default())?);
+//! let model = Model::open_path(runtime, Path::new("models/nursery.nybl"))?;
+//! let mut session = Session::new(Arc::clone(&model), &SessionConfig::default())?;
+//! session.append(&model.tokenizer()?.encode("Once upon a time", true, false)?)?;
+//! let mut text = model.tokenizer()?.stream();
+//! while let Next::Token(id) = session.next()? {
+//!     print!("{}", text.push(model.tokenizer()?, id)?);
+//! }
+//! # }
+//! # Ok::<(), nybl::Error>(())
+//! ```
+//!
+//! The layers, each using only those above it: [`kernel`], [`kv`], [`quant`] (these build alone, with
+//! `default-features = false`), then `file`, `model`, `text`, `engine` and the C interface `ffi`.
+//!
+//! # Pages
+//!
+//! - [`docs::kernels`]: the kernel table and how to add a row
+//! - [`docs::numerics`]: the contract behind the equal bits
+//! - [`docs::formats`]: packed matrices and the `.nybl` file
+//! - [`docs::safety`]: what is trusted, and what is checked where
+
 pub mod error;
 pub mod isa;
 pub mod kernel;
@@ -7,6 +41,11 @@ pub mod quant;
 pub mod threads;
 
 #[cfg(feature = "engine")]
+pub mod engine;
+#[cfg(feature = "capi")]
+#[allow(non_camel_case_types, reason = "C names")]
+pub mod ffi;
+#[cfg(feature = "engine")]
 pub mod file;
 #[cfg(feature = "engine")]
 pub mod model;
@@ -14,5 +53,15 @@ pub mod model;
 pub mod text;
 
 pub use error::{Error, Result};
-#[cfg(feature = "engine")]
-pub mod engine;
+
+/// The documentation's pages.
+pub mod docs {
+    #[doc = include_str!("docs/formats.md")]
+    pub mod formats {}
+    #[doc = include_str!("docs/kernels.md")]
+    pub mod kernels {}
+    #[doc = include_str!("docs/numerics.md")]
+    pub mod numerics {}
+    #[doc = include_str!("docs/safety.md")]
+    pub mod safety {}
+}

@@ -135,11 +135,8 @@ impl Tokenizer {
 
         let added = names.iter().zip(&kinds).zip(0..).filter_map(|((name, kind), id)| match kind {
             Kind::Control | Kind::Unknown => Some((id, AddedToken::from(name, true))),
-            // Another token answers to the text of an alias.
-            Kind::User if !name.starts_with(ALIAS) => {
-                Some((id, AddedToken::from(name, false).normalized(false)))
-            }
-            _ => None,
+            Kind::User => Some((id, AddedToken::from(name, false).normalized(false))),
+            Kind::Text | Kind::Byte => None,
         });
 
         let mut eos = Vec::from_iter(v.eos);
@@ -147,7 +144,7 @@ impl Tokenizer {
             let ends_turn = *kind == Kind::Control && END_OF_TURN.contains(&text.as_str());
             (ends_turn && v.eos != Some(id)).then_some(id)
         }));
-        Self::assemble(parts, added.collect(), v.bos, eos, v.add_bos)
+        Self::assemble(parts, &added.collect::<Vec<_>>(), v.bos, eos, v.add_bos)
     }
 
     /// Reads a `tokenizer.json`, or what [`Tokenizer::to_json`] wrote.
@@ -191,12 +188,12 @@ impl Tokenizer {
             cut: section("pre_tokenizer"),
             decoder: section("decoder"),
         };
-        Self::assemble(parts, added, bos, eos, add_bos)
+        Self::assemble(parts, &added, bos, eos, add_bos)
     }
 
     fn assemble(
         parts: Parts,
-        added: Vec<(u32, AddedToken)>,
+        added: &[(u32, AddedToken)],
         bos: Option<u32>,
         eos: Vec<u32>,
         add_bos: bool,
@@ -207,7 +204,9 @@ impl Tokenizer {
         // long-lived thread would stay in memory there.
         model.dropout = None;
         model.resize_cache(0);
+        // Where one token is all three, unknown text would end the text.
         let unk = model.unk_token.as_ref().and_then(|name| model.token_to_id(name));
+        let unk = unk.filter(|id| bos != Some(*id) && !eos.contains(id));
         if unk.is_none() {
             model.unk_token = None;
         }
@@ -242,7 +241,7 @@ impl Tokenizer {
             || inner.add_tokens(added.iter().map(|(_, token)| token.clone())),
         )?;
         // The crate numbers added tokens itself and only logs that the file says otherwise.
-        for (id, token) in &added {
+        for (id, token) in added {
             if inner.token_to_id(&token.content) != Some(*id) {
                 return Err(corrupt(
                     "added_tokens",
@@ -251,7 +250,7 @@ impl Tokenizer {
             }
         }
 
-        let pieces = Pieces::new(&inner, decoding)?;
+        let pieces = Pieces::new(&inner, &decoding)?;
         let special_ids = bos.iter().map(|id| ("bos", id)).chain(eos.iter().map(|id| ("eos", id)));
         for (field, id) in special_ids {
             if *id as usize >= pieces.len() {
@@ -357,7 +356,7 @@ impl Tokenizer {
             return Ok(tokens);
         }
         let start: String = word.chars().take(20).collect();
-        let why = format!("the vocabulary has no token for a character after or in {start:?}");
+        let why = format!("the vocabulary lacks a character of the word that begins {start:?}");
         Err(Error::InvalidArgument(why).into())
     }
 
@@ -469,7 +468,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn new(inner: &tokenizers::Tokenizer, decoding: Decoding) -> Result<Self> {
+    fn new(inner: &tokenizers::Tokenizer, decoding: &Decoding) -> Result<Self> {
         let names = inner.get_vocab(true);
         let Some(last) = names.values().max().map(|id| *id as usize) else {
             return Err(corrupt("model", "no tokens"));
@@ -775,7 +774,7 @@ fn sentencepiece(v: &Vocab, kinds: &[Kind], names: &[String], ids: bpe::Vocab) -
     Ok(Parts {
         model,
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
-        cut: sequence(steps),
+        cut: sequence(&steps),
         decoder: json!({"type": "Sequence", "decoders": decoders}),
     })
 }
@@ -784,11 +783,9 @@ fn sentencepiece(v: &Vocab, kinds: &[Kind], names: &[String], ids: bpe::Vocab) -
 /// best score goes first, the leftmost pair among equals. So every way to cut a token into two
 /// tokens is a merge, ranked by the token's score.
 ///
-/// A merge here has a rank of its own, so equal scores need an order that has the same effect.
-/// Tokens of equal score are, in real vocabularies, runs of one character, which leftmost-first
-/// grows from the left, one at a time: longer tokens go first. Two cuts of one token compete where
-/// it is both the `a b` and the `b c` of `a b c`: the one that can only be `b c` goes last, and
-/// in a run, where each can be either, the longer left half goes first.
+/// A merge here has a rank of its own, so equal scores need an order that has the same effect. The
+/// tokens of equal score that can meet are, in real vocabularies, runs of spaces. Leftmost-first
+/// grows a run from the left, one space at a time, and so does longer tokens first.
 fn merges_by_score<'a>(
     v: &Vocab,
     text: impl Iterator<Item = (u32, &'a String)>,
@@ -807,20 +804,20 @@ fn merges_by_score<'a>(
             })?;
             let (left, right) = token.split_at(at);
             if is_text(left) && is_text(right) {
-                let only_second = token.ends_with(left) && !token.starts_with(right);
-                let order = (Reverse(token.len()), id, only_second, Reverse(at));
-                merges.push((v.scores[id as usize], order, left, right));
+                merges.push((id, left, right));
             }
         }
     }
-    merges.sort_by(|(a_score, a_order, ..), (b_score, b_order, ..)| {
-        let by_score = b_score.partial_cmp(a_score).unwrap_or(Ordering::Equal);
-        by_score.then_with(|| a_order.cmp(b_order))
+    let score = |id: u32| v.scores[id as usize];
+    let length = |id: u32| Reverse(v.tokens[id as usize].len());
+    merges.sort_by(|(a, ..), (b, ..)| {
+        let by_score = score(*b).partial_cmp(&score(*a)).unwrap_or(Ordering::Equal);
+        by_score.then_with(|| (length(*a), a).cmp(&(length(*b), b)))
     });
-    Ok(merges.into_iter().map(|(.., left, right)| (left.into(), right.into())).collect())
+    Ok(merges.into_iter().map(|(_, left, right)| (left.into(), right.into())).collect())
 }
 
-/// A `gpt2` vocabulary: text is cut into words, words into bytes, and bytes merged as the list says.
+/// A `gpt2` vocabulary: text is cut into words, words into bytes, and bytes are merged as listed.
 fn byte_level(v: &Vocab, kinds: &[Kind], ids: bpe::Vocab) -> Result<Parts> {
     let cut = Cut::named(&v.pre).ok_or_else(|| {
         let known: Vec<_> = CUTS.iter().flat_map(|cut| cut.names).copied().collect();
@@ -840,7 +837,7 @@ fn byte_level(v: &Vocab, kinds: &[Kind], ids: bpe::Vocab) -> Result<Parts> {
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false
     });
     steps.push(bytes.clone());
-    Ok(Parts { model, normalizer: Value::Null, cut: sequence(steps), decoder: bytes })
+    Ok(Parts { model, normalizer: Value::Null, cut: sequence(&steps), decoder: bytes })
 }
 
 fn listed_merges(v: &Vocab, kinds: &[Kind], ids: &bpe::Vocab) -> Result<bpe::Merges> {
@@ -954,11 +951,11 @@ fn split(pattern: &str) -> Value {
     json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
 }
 
-fn sequence(steps: Vec<Value>) -> Value {
-    match steps.len() {
-        0 => Value::Null,
-        _ => json!({"type": "Sequence", "pretokenizers": steps}),
+fn sequence(steps: &[Value]) -> Value {
+    if steps.is_empty() {
+        return Value::Null;
     }
+    json!({"type": "Sequence", "pretokenizers": steps})
 }
 
 /// Runs code of the `tokenizers` crate: its errors, and its panics, which untrusted JSON can
@@ -1118,21 +1115,17 @@ mod tests {
     #[test]
     fn words_are_merged_apart_only_if_no_token_has_a_space_inside() {
         let pieces = [("▁", -1.0), ("a", -2.0), ("b", -3.0), ("▁b", -4.0), ("▁a", -5.0)];
-        let apart = spm(&pieces);
-        let mut whole = spm(&pieces);
-        let across = push(&mut whole, "a▁b", -0.5, 1);
-        let cuts = |v| Tokenizer::from_vocab(v).unwrap().to_json().unwrap().contains("Isolated");
-        assert!(cuts(&apart) && !cuts(&whole));
-        assert_eq!(
-            texts(&apart, &plain(&Tokenizer::from_vocab(&apart).unwrap(), "a b")),
-            ["▁a", "▁b"]
-        );
-        // "a" and "▁b" make the token, and "▁b" is the better of the two pairs to begin with.
-        assert_eq!(plain(&Tokenizer::from_vocab(&whole).unwrap(), "a b").last(), Some(&across));
-        assert_eq!(
-            plain(&Tokenizer::from_vocab(&whole).unwrap(), "a b"),
-            merged_by_hand(&whole, "a b")
-        );
+        let mut v = spm(&pieces);
+        // The second token with one text has a longer name, but no other text.
+        push(&mut v, "▁b", -4.0, 1);
+        let t = Tokenizer::from_vocab(&v).unwrap();
+        assert!(t.to_json().unwrap().contains("Isolated"));
+        assert_eq!(texts(&v, &plain(&t, "a b")), ["▁a", "▁b"]);
+
+        let across = push(&mut v, "a▁b", -0.5, 1);
+        let t = Tokenizer::from_vocab(&v).unwrap();
+        assert!(!t.to_json().unwrap().contains("Isolated"));
+        assert_eq!(plain(&t, "a b"), [id(&v, "▁"), across]);
     }
 
     #[test]
@@ -1218,12 +1211,29 @@ mod tests {
         assert_eq!(t.decode(&plain(&t, "stop")).unwrap(), "stop");
         assert_eq!(t.encode("stop", false, true).unwrap(), [stop]);
 
+        v.pre = "gpt-2".into();
+        assert_eq!(texts(&v, &plain(&Tokenizer::from_vocab(&v).unwrap(), "stop")), ["st", "op"]);
+
         // The same vocabulary as someone else's JSON, where the merge is still in the list.
         let json = t.to_json().unwrap().replace(r#"["s","t"]"#, r#"["s","t"],["st","op"]"#);
         let t = Tokenizer::from_json(json.as_bytes(), None, vec![], false).unwrap();
         assert_eq!(t.encode("stop", false, true).unwrap(), [stop]);
         assert!(!plain(&t, "stop").contains(&stop));
         assert_eq!(t.decode(&plain(&t, "stop")).unwrap(), "stop");
+    }
+
+    #[test]
+    fn special_ids_are_special_even_if_the_types_forget_them() {
+        let pieces = [("▁", -1.0), ("<", -2.0), ("s", -3.0), (">", -4.0), ("<s", -5.0)];
+        for types in [vec![1; 264], vec![]] {
+            let v = Vocab { types, ..spm(&pieces) };
+            let t = Tokenizer::from_vocab(&v).unwrap();
+            assert_eq!(texts(&v, &plain(&t, "<s>é")), ["▁", "<s", ">", "<0xC3>", "<0xA9>"]);
+            assert_eq!(t.decode(&[1, 2, 3 + 0x41]).unwrap(), "A");
+            let lone = Vocab { eos: Some(id(&v, "s")), ..v.clone() };
+            let t = Tokenizer::from_vocab(&lone).unwrap();
+            assert_eq!(t.decode(&plain(&t, "ss")).unwrap(), "ss");
+        }
     }
 
     #[test]
@@ -1239,11 +1249,11 @@ mod tests {
         }
         // In a byte-level vocabulary their names are text, not byte code.
         let mut v = bpe("gpt-2", &[]);
-        v.tokens.push("é ".into());
+        v.tokens.push("éé".into());
         v.types.push(4);
         let t = Tokenizer::from_vocab(&v).unwrap();
-        assert_eq!(plain(&t, "aé b"), [id(&v, "a"), 257, id(&v, "b")]);
-        assert_eq!(t.decode(&[257]).unwrap(), "é ");
+        assert_eq!(plain(&t, "aééb"), [id(&v, "a"), 257, id(&v, "b")]);
+        assert_eq!(t.decode(&[257]).unwrap(), "éé");
     }
 
     #[test]
@@ -1282,6 +1292,10 @@ mod tests {
         assert_eq!(t.encode("<|s|>", false, true).unwrap(), [0]);
         assert_eq!(t.decode(&plain(&t, "<|s|>")).unwrap(), "<|s|>");
         assert_eq!(t.encode("o", true, false).unwrap(), [id(&v, "o")], "no BOS unless wanted");
+
+        let v = bpe("gpt-2", &["a b", "b c"]);
+        let twice = Vocab { merges: ["a b", "b c", "a b"].map(String::from).into(), ..v.clone() };
+        assert_eq!(texts(&v, &plain(&Tokenizer::from_vocab(&twice).unwrap(), "abc")), ["ab", "c"]);
     }
 
     #[test]
@@ -1308,8 +1322,10 @@ mod tests {
         };
         let t = Tokenizer::from_vocab(&v).unwrap();
         assert_eq!(plain(&t, "xya"), [0, 2], "one token for what is unknown in a row");
-        let t = Tokenizer::from_vocab(&Vocab { unk: None, ..v }).unwrap();
-        assert!(matches!(t.encode("xya", false, false), Err(Error::InvalidArgument(_))));
+        for v in [Vocab { unk: None, ..v.clone() }, Vocab { eos: Some(0), ..v }] {
+            let t = Tokenizer::from_vocab(&v).unwrap();
+            assert!(matches!(t.encode("xya", false, false), Err(Error::InvalidArgument(_))));
+        }
     }
 
     #[test]
@@ -1479,6 +1495,8 @@ mod tests {
         refused("added_tokens", &edited(r#"[{"id":0"#, r#"[{"id":9"#));
         refused("added_tokens", &edited(r#"[{"id":0"#, r#"[{"no":0"#));
         refused("pre_tokenizer", &edited(r#"\\p{L}+"#, r#"\\p{L+"#));
+        let chance = read(&edited(r#""dropout":null"#, r#""dropout":1.0"#)).unwrap();
+        assert_eq!(plain(&chance, "ab"), [257], "no merge is left to chance");
         let other = edited(r#""type":"BPE""#, r#""type":"Unigram""#);
         assert!(matches!(read(&other), Err(Error::Unsupported(_))));
         let mut other: Value = serde_json::from_str(&json).unwrap();

@@ -1,0 +1,46 @@
+//! What several test programs need: files, runtimes, numpy arrays.
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+use nybl::engine::load::Model;
+use nybl::engine::runtime::{Runtime, RuntimeConfig};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file of this project's own test data.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("ffi-tests/data").join(name)
+}
+
+/// A file beside the project, which may be absent.
+pub fn shared(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name)
+}
+
+pub fn runtime(threads: usize, isa: Option<&str>) -> Arc<Runtime> {
+    let config = RuntimeConfig { threads, isa: isa.map(String::from) };
+    Arc::new(Runtime::new(&config).unwrap())
+}
+
+pub fn open(path: &Path) -> Arc<Model> {
+    Model::open_path(runtime(2, None), path).unwrap()
+}
+
+/// Shape and values of an `.npy` file of little-endian f32 in C order.
+pub fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).unwrap();
+    assert_eq!(&bytes[..6], b"\x93NUMPY");
+    let end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = std::str::from_utf8(&bytes[10..end]).unwrap();
+    assert!(header.contains("'<f4'") && header.contains("False"), "{header}");
+    let shape = header.split_once('(').unwrap().1.split_once(')').unwrap().0;
+    let shape = shape.split(',').filter_map(|n| n.trim().parse().ok()).collect();
+    let values = bytes[end..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+    (shape, values.collect())
+}
+
+/// Minus the logarithm of the probability that `logits` give to `token`.
+pub fn loss(logits: &[f32], token: u32) -> f64 {
+    let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| top.max(*x));
+    let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
+    sum.ln() - f64::from(logits[token as usize] - top)
+}

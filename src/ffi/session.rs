@@ -1,0 +1,264 @@
+//! Sessions: tokens in, tokens and text out.
+
+use super::model::nybl_model;
+use super::status::{
+    Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status,
+};
+use super::structs::{Sized32, handle, read_config, set, slice, write_result};
+use crate::engine::session::{Next, Session, SessionConfig};
+use crate::text::sample::SamplerConfig;
+use crate::text::tokenizer::Detokenizer;
+use std::ffi::c_char;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+
+/// One sequence of tokens on a model. One thread at a time; a second one gets NYBL_ERR_BUSY.
+pub struct nybl_session {
+    state: Mutex<State>,
+}
+
+struct State {
+    session: Session,
+    stream: Option<Detokenizer>,
+    text: String,
+}
+
+/// Settings of a session; all zeros is the default: the model's context, greedy decoding.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct nybl_session_config {
+    /// sizeof(nybl_session_config).
+    pub struct_size: u32,
+    /// Tokens the session can hold; 0 for as many as the model was trained for.
+    pub context: u32,
+    /// Prompt tokens that go through the model together; 0 for the default. Does not change a result.
+    pub prefill_chunk: u32,
+    /// Divides the logits before sampling; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Keep the top_k likeliest tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the likeliest tokens that together reach this probability; 0 keeps all.
+    pub top_p: f32,
+    /// Keep tokens at least this much as probable as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Not used; must be zero.
+    pub reserved: u32,
+    /// Where the random numbers start: the same seed gives the same tokens on every device.
+    pub seed: u64,
+}
+
+// SAFETY: `repr(C)`, starts with a u32, numbers only.
+unsafe impl Sized32 for nybl_session_config {}
+
+/// nybl_event.kind: a token was generated.
+pub const NYBL_EVENT_TOKEN: i32 = 1;
+/// nybl_event.kind: the model ended its text; `token` tells how and is no part of the sequence.
+pub const NYBL_EVENT_END: i32 = 2;
+/// nybl_event.kind: the context is full.
+pub const NYBL_EVENT_CONTEXT_FULL: i32 = 3;
+
+/// What nybl_session_next() came to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct nybl_event {
+    /// sizeof(nybl_event).
+    pub struct_size: u32,
+    /// One of NYBL_EVENT_*.
+    pub kind: i32,
+    /// The token.
+    pub token: u32,
+    /// Not used.
+    pub reserved: u32,
+    /// Text that became certain with this event: whole UTF-8 characters, not zero-terminated, possibly
+    /// none. Valid until the next call on the session.
+    pub text: *const c_char,
+    /// Length of text in bytes.
+    pub text_len: usize,
+}
+
+// SAFETY: `repr(C)`, starts with a u32, and integers and pointers may be zero.
+unsafe impl Sized32 for nybl_event {}
+
+/// Starts an empty session. `config` may be NULL. Destroy it with nybl_session_destroy(); it keeps the
+/// model open.
+///
+/// # Safety
+/// `model` is a live handle, `config` is NULL or states its size, `out` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_create(
+    model: *const nybl_model,
+    config: *const nybl_session_config,
+    out: *mut *mut nybl_session,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            set("out", out, std::ptr::null_mut())?;
+            let model = &handle("model", model)?.model;
+            let config = read_config(config)?;
+            if config.reserved != 0 {
+                return Err(Failure::new(NYBL_ERR_UNSUPPORTED, "config->reserved is not zero"));
+            }
+            let config = SessionConfig {
+                context: config.context as usize,
+                prefill_chunk: config.prefill_chunk as usize,
+                sampler: SamplerConfig {
+                    temperature: config.temperature,
+                    top_k: config.top_k as usize,
+                    top_p: if config.top_p == 0.0 { 1.0 } else { config.top_p },
+                    min_p: config.min_p,
+                    seed: config.seed,
+                },
+            };
+            let session = Session::new(Arc::clone(model), &config)?;
+            let state = State { session, stream: None, text: String::new() };
+            let session = nybl_session { state: Mutex::new(state) };
+            set("out", out, Box::into_raw(Box::new(session)))
+        }
+    })
+}
+
+/// Ends a session. No call on it may be in progress. NULL is ignored.
+///
+/// # Safety
+/// `session` is NULL or a live handle, which is dead afterwards.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
+    if !session.is_null() {
+        // SAFETY: the caller vouches for the handle, which came out of a box.
+        guard_void(|| drop(unsafe { Box::from_raw(session) }));
+    }
+}
+
+/// The state of a live session, unless another thread is at it.
+///
+/// # Safety
+/// `session` is NULL or a live handle.
+unsafe fn lock<'a>(session: *const nybl_session) -> Result<MutexGuard<'a, State>, Failure> {
+    // SAFETY: the caller vouches for the handle.
+    match unsafe { handle("session", session) }?.state.try_lock() {
+        Ok(state) => Ok(state),
+        // A panic inside the model: the session itself knows that it is poisoned.
+        Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::new(NYBL_ERR_BUSY, "another thread is inside a call on this session"))
+        }
+    }
+}
+
+/// Adds tokens to the sequence and runs them through the model. NYBL_ERR_CONTEXT_FULL when they do not
+/// fit: nothing has changed then.
+///
+/// # Safety
+/// `session` is a live handle, `ids` has `count` ids.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_append(
+    session: *mut nybl_session,
+    ids: *const u32,
+    count: usize,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        let (mut state, ids) = unsafe { (lock(session)?, slice("ids", ids, count)?) };
+        Ok(state.session.append(ids)?)
+    })
+}
+
+/// Chooses the next token and fills `event`, whose struct_size the caller has set. After
+/// NYBL_EVENT_END the session may go on with nybl_session_append().
+///
+/// # Safety
+/// `session` is a live handle; `event` states its size.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_next(
+    session: *mut nybl_session,
+    event: *mut nybl_event,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            // Before anything is generated, so that no token is lost to a bad pointer.
+            write_result("event", event, &nybl_event::zero())?;
+            let mut state = lock(session)?;
+            let State { session, stream, text } = &mut *state;
+            text.clear();
+            let model = Arc::clone(session.model());
+            let tokenizer = model.tokenizer().ok();
+            let (kind, token) = match session.next()? {
+                Next::Token(id) => (NYBL_EVENT_TOKEN, id),
+                Next::End(id) => (NYBL_EVENT_END, id),
+                Next::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
+            };
+            if let Some(tokenizer) = tokenizer {
+                *text = if kind == NYBL_EVENT_TOKEN {
+                    stream.get_or_insert_with(|| tokenizer.stream()).push(tokenizer, token)?
+                } else {
+                    match stream.take() {
+                        Some(mut stream) => stream.finish(tokenizer)?,
+                        None => String::new(),
+                    }
+                };
+            }
+            let (start, length) = (text.as_ptr().cast(), text.len());
+            let value =
+                nybl_event { kind, token, text: start, text_len: length, ..nybl_event::zero() };
+            write_result("event", event, &value)
+        }
+    })
+}
+
+/// Keeps the first `count` tokens of the sequence; more than it has is no error.
+///
+/// # Safety
+/// `session` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_truncate(
+    session: *mut nybl_session,
+    count: usize,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        let mut state = unsafe { lock(session) }?;
+        state.session.truncate(count);
+        state.stream = None;
+        Ok(())
+    })
+}
+
+/// Forgets all tokens and makes a session usable again that answered NYBL_ERR_POISONED.
+///
+/// # Safety
+/// `session` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_reset(session: *mut nybl_session) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        let mut state = unsafe { lock(session) }?;
+        state.session.reset();
+        state.stream = None;
+        Ok(())
+    })
+}
+
+/// Borrows the logits after the last token: one float for each token of the vocabulary, valid until the
+/// next call on the session.
+///
+/// # Safety
+/// `session` is a live handle; `logits` and `count` are writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_get_logits(
+    session: *mut nybl_session,
+    logits: *mut *const f32,
+    count: *mut usize,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            set("logits", logits, std::ptr::null())?;
+            set("count", count, 0)?;
+            let mut state = lock(session)?;
+            let found = state.session.logits()?;
+            set("logits", logits, found.as_ptr())?;
+            set("count", count, found.len())
+        }
+    })
+}
