@@ -14,7 +14,7 @@ use crate::text::sample::{Sampler, SamplerConfig};
 use std::sync::Arc;
 
 /// Settings of a [`Session`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SessionConfig {
     /// Tokens it can hold; 0 for as many as the model was trained for.
     pub context: usize,
@@ -22,12 +22,6 @@ pub struct SessionConfig {
     pub prefill_chunk: usize,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
-}
-
-impl Default for SessionConfig {
-    fn default() -> Self {
-        Self { context: 0, prefill_chunk: 0, sampler: SamplerConfig::default() }
-    }
 }
 
 /// What a call of [`Session::next`] came to.

@@ -18,6 +18,7 @@ pub struct nybl_session {
 
 struct State {
     session: Session,
+    /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
 }
@@ -159,7 +160,10 @@ pub unsafe extern "C" fn nybl_session_append(
     guard(|| {
         // SAFETY: the caller vouches for the pointers.
         let (mut state, ids) = unsafe { (lock(session)?, slice("ids", ids, count)?) };
-        Ok(state.session.append(ids)?)
+        state.session.append(ids)?;
+        // The text of what the caller adds is the caller's: the stream begins after it.
+        state.stream = None;
+        Ok(())
     })
 }
 
@@ -183,20 +187,21 @@ pub unsafe extern "C" fn nybl_session_next(
             text.clear();
             let model = Arc::clone(session.model());
             let tokenizer = model.tokenizer().ok();
+            if let (None, Some(tokenizer)) = (&stream, tokenizer) {
+                *stream = Some(tokenizer.stream_after(session.tokens())?);
+            }
             let (kind, token) = match session.next()? {
                 Next::Token(id) => (NYBL_EVENT_TOKEN, id),
                 Next::End(id) => (NYBL_EVENT_END, id),
                 Next::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
             };
-            if let Some(tokenizer) = tokenizer {
-                *text = if kind == NYBL_EVENT_TOKEN {
-                    stream.get_or_insert_with(|| tokenizer.stream()).push(tokenizer, token)?
+            if let (Some(mut open), Some(tokenizer)) = (stream.take(), tokenizer) {
+                if kind == NYBL_EVENT_TOKEN {
+                    *text = open.push(tokenizer, token)?;
+                    *stream = Some(open);
                 } else {
-                    match stream.take() {
-                        Some(mut stream) => stream.finish(tokenizer)?,
-                        None => String::new(),
-                    }
-                };
+                    *text = open.finish(tokenizer)?;
+                }
             }
             let (start, length) = (text.as_ptr().cast(), text.len());
             let value =

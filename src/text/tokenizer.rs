@@ -386,6 +386,19 @@ impl Tokenizer {
     pub fn stream(&self) -> Detokenizer {
         Detokenizer { strip_space: self.pieces.strip_space, partial: Vec::new() }
     }
+
+    /// A stream that goes on after `ids`: their text is not repeated, and the first piece keeps its
+    /// leading space.
+    ///
+    /// # Errors
+    /// As [`Detokenizer::push`].
+    pub fn stream_after(&self, ids: &[u32]) -> Result<Detokenizer> {
+        let mut stream = self.stream();
+        for id in ids {
+            stream.push(self, *id)?;
+        }
+        Ok(stream)
+    }
 }
 
 /// Decodes token by token; [`Tokenizer::stream`] makes one. All that it returns, put together, is

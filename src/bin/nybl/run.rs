@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         write!(out, "{prompt}")?;
         out.flush()?;
     }
-    let mut stream = tokenizer.stream();
+    let mut stream = tokenizer.stream_after(&prompt_ids)?;
     let mut text = String::new();
     let (mut first, mut ids) = (None, Vec::new());
     let finish = loop {

@@ -1,0 +1,44 @@
+# The lanes, by name. `.ci/run` calls the same ones.
+
+# The README's test command.
+test:
+    cargo test
+
+# Formatting, lints, documentation links.
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Every feature alone: core, engine, text, capi, cli.
+features:
+    for f in "" engine text capi cli; do cargo clippy --no-default-features --features "$f" -- -D warnings || exit 1; done
+
+# Every kernel row of this CPU, and a failure when one of the named rows was skipped.
+conformance expect="":
+    NYBL_EXPECT={{expect}} cargo test --no-default-features --test conformance
+
+# The Rust rows, threads and KV cache under Miri.
+miri:
+    cargo +nightly miri test --no-default-features --lib
+
+# The C programs under address and undefined-behaviour sanitizers' eyes are part of `test`; this writes
+# the header anew.
+bless:
+    BLESS=1 cargo test --test header
+
+# Kernel rows against memory and cycles.
+bench:
+    cargo bench --bench kernels --no-default-features
+
+# Arm rows under qemu-user: just arm cortex-a76 dotprod
+arm cpu expect="":
+    QEMU_CPU={{cpu}} NYBL_EXPECT={{expect}} \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64 \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
+    cargo test --target aarch64-unknown-linux-gnu --no-default-features --test conformance
+
+# The model inside the program, from its checkpoint.
+demo-model:
+    cargo run --release -- convert ffi-tests/data/nursery.F16.gguf models/nursery.nybl --bits 4 --group 32
