@@ -61,9 +61,7 @@ fn stands_for(item: &str, row: &Row) -> bool {
 
 fn trial(row: &'static Row, have: Isa, expect: &[String], seed: u64) -> Trial {
     if have.has(row.needs) {
-        return Trial::test(row.name, move || {
-            check(row, seed).map_err(|what| format!("{what}\nNYBL_SEED={seed}").into())
-        });
+        return Trial::test(row.name, move || check(row, seed).map_err(Into::into));
     }
     let missing = format!("needs {}, have {have}", row.needs);
     if expect.iter().any(|item| stands_for(item, row)) {
@@ -77,23 +75,23 @@ fn trial(row: &'static Row, have: Isa, expect: &[String], seed: u64) -> Trial {
 /// All cases of a row.
 fn check(row: &Row, seed: u64) -> Result<(), String> {
     match row.op {
-        Op::Matmul(format) => each(row, MatmulCase::all(format, seed)),
-        Op::Quantize => each(row, QuantizeCase::all(seed)),
-        Op::RmsNorm => each(row, RmsNormCase::all(seed)),
-        Op::SwiGlu => each(row, SwiGluCase::all(seed)),
-        Op::Softmax => each(row, SoftmaxCase::all(seed)),
-        Op::Attend => each(row, AttendCase::all(seed)),
+        Op::Matmul(format) => each(row, seed, MatmulCase::all(format, seed)),
+        Op::Quantize => each(row, seed, QuantizeCase::all(seed)),
+        Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
+        Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),
+        Op::Softmax => each(row, seed, SoftmaxCase::all(seed)),
+        Op::Attend => each(row, seed, AttendCase::all(seed)),
     }
 }
 
-fn each<C: Case>(row: &Row, cases: impl Iterator<Item = C>) -> Result<(), String> {
+fn each<C: Case>(row: &Row, seed: u64, cases: impl Iterator<Item = C>) -> Result<(), String> {
     let run = C::function(row.run).ok_or("the function is of another operation")?;
     let oracle = ROWS.iter().find(|other| other.op == row.op).ok_or("no oracle")?;
     let is_oracle = oracle.name == row.name;
     let oracle = C::function(oracle.run).ok_or("the oracle is of another operation")?;
     let arena = &mut Arena::default();
     for case in cases {
-        let name = format!("{}: {}", row.name, case.describe());
+        let name = format!("{}: NYBL_SEED={seed} {}", row.name, case.describe());
         let named = |what| format!("{name}: {what}");
         let want = if is_oracle {
             case.define()

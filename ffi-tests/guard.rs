@@ -24,7 +24,8 @@ pub enum Place {
 }
 
 impl Place {
-    pub const ALL: [Place; 3] = [Place::RightEdge, Place::LeftEdge, Place::Middle];
+    /// The middle first: canaries tell more than a fault.
+    pub const ALL: [Place; 3] = [Place::Middle, Place::RightEdge, Place::LeftEdge];
 }
 
 /// The buffers of one case; their memory is kept from case to case.
@@ -101,16 +102,16 @@ impl Arena {
             let memory = slot.region.memory();
             let before = memory[at.saturating_sub(ZONE)..at].iter().rev();
             if let Some(distance) = before.clone().position(|byte| *byte != CANARY) {
-                return Err(format!("buffer {index}: wrote {} bytes before it", distance + 1));
+                return Err(format!("buffer {index}: byte {} before it was written", distance + 1));
             }
             let after = &memory[end..memory.len().min(end + ZONE)];
             if let Some(distance) = after.iter().position(|byte| *byte != CANARY) {
-                return Err(format!("buffer {index}: wrote {distance} bytes past its end"));
+                return Err(format!("buffer {index}: byte {distance} past its end was written"));
             }
             if let Some(input) = &slot.input {
                 let changed = input.iter().zip(&memory[at..end]).position(|(a, b)| a != b);
                 if let Some(byte) = changed {
-                    return Err(format!("buffer {index} is an input: wrote its byte {byte}"));
+                    return Err(format!("buffer {index} is an input: its byte {byte} was written"));
                 }
             }
         }
