@@ -305,8 +305,8 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
 
 #[divan::bench(args = others(), max_time = 0.1)]
 fn operation(bencher: Bencher, Other(row): &Other) {
-    let (floats, mut work) = other(row);
-    bencher.counter(ItemsCount::new(floats)).bench_local(move || work());
+    let (floats, work) = other(row);
+    bencher.counter(ItemsCount::new(floats)).bench_local(work);
 }
 
 // --- The table --------------------------------------------------------------------------------

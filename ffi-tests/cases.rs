@@ -229,7 +229,7 @@ impl Floats {
 /// Miri takes a second for what the CPU does in a microsecond: it gets one case of many, and only of
 /// the small ones. `work` is about the number of loop rounds.
 fn keep(index: usize, work: usize) -> bool {
-    !cfg!(miri) || (index.is_multiple_of(7) && work < 4_000)
+    !cfg!(miri) || (index.is_multiple_of(21) && work < 5_000)
 }
 
 // --- Matmul -----------------------------------------------------------------------------------
@@ -916,7 +916,7 @@ impl AttendCase {
         let all = shapes
             .chain(pathological)
             .enumerate()
-            .filter(|(index, (d, rows, _))| keep(*index, d * rows * 60));
+            .filter(|(index, (d, rows, _))| keep(*index, d * rows * 200));
         all.map(move |(index, (d, rows, fill))| {
             let mut rng = Rng::of_case(seed, index);
             Self {
