@@ -76,17 +76,33 @@ unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize,
                     _mm512_setzero_si512()
                 }
             });
-            for step in 0..a.group / 4 {
-                let line = _mm512_loadu_si512(w.cast());
-                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
-                w = w.add(64);
-                let masked = _mm512_and_si512(line, mask);
-                let whole = _mm512_xor_si512(line, flip);
+            // The dots of one row are too few to hide the latency of each: odd lines get accumulators
+            // of their own. Integer sums do not mind the order.
+            let mut odd = [[_mm512_setzero_si512(); 2]; M];
+            for step in (0..a.group).step_by(8) {
+                for half in 0..2 {
+                    let line = _mm512_loadu_si512(w.cast());
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
+                    w = w.add(64);
+                    let masked = _mm512_and_si512(line, mask);
+                    let whole = _mm512_xor_si512(line, flip);
+                    for r in 0..M {
+                        let four = x[r].add(g * a.group + step + half * 4);
+                        let four = _mm512_set1_epi32(four.cast::<i32>().read_unaligned());
+                        if M == 1 && half == 1 {
+                            odd[r][0] = _mm512_dpbusd_epi32(odd[r][0], whole, four);
+                            odd[r][1] = _mm512_dpbusd_epi32(odd[r][1], masked, four);
+                        } else {
+                            raw[r] = _mm512_dpbusd_epi32(raw[r], whole, four);
+                            low[r] = _mm512_dpbusd_epi32(low[r], masked, four);
+                        }
+                    }
+                }
+            }
+            if M == 1 {
                 for r in 0..M {
-                    let four = x[r].add(g * a.group + step * 4).cast::<i32>().read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    raw[r] = _mm512_dpbusd_epi32(raw[r], whole, four);
-                    low[r] = _mm512_dpbusd_epi32(low[r], masked, four);
+                    raw[r] = _mm512_add_epi32(raw[r], odd[r][0]);
+                    low[r] = _mm512_add_epi32(low[r], odd[r][1]);
                 }
             }
             let scale = halves(w);

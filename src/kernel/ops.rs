@@ -46,6 +46,17 @@ pub fn exp(x: f32) -> f32 {
     if x > 88.72 { f32::INFINITY } else { scaled }
 }
 
+/// From `LANES - count` on: all bits for the first `count` lanes, none for the others.
+const SEEN: [u32; 2 * LANES] = {
+    let mut seen = [0; 2 * LANES];
+    let mut i = 0;
+    while i < LANES {
+        seen[i] = !0;
+        i += 1;
+    }
+    seen
+};
+
 /// The sum of the lanes: halves onto each other, 8, 4, 2, 1.
 #[inline(always)]
 #[must_use]
@@ -53,6 +64,17 @@ pub fn sum_lanes(mut lanes: Lanes) -> f32 {
     for width in [8, 4, 2, 1] {
         for i in 0..width {
             lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
+}
+
+/// The largest lane; none is NaN. Which of two equal zeros is left open.
+#[inline(always)]
+fn max_lanes(mut lanes: Lanes) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = if lanes[i + width] > lanes[i] { lanes[i + width] } else { lanes[i] };
         }
     }
     lanes[0]
@@ -170,13 +192,26 @@ pub unsafe fn swiglu(a: &SwiGluArgs) {
 pub unsafe fn softmax(a: &SoftmaxArgs) {
     // SAFETY: the caller vouches for `len` floats.
     let x = unsafe { std::slice::from_raw_parts_mut(a.x, a.len) };
-    let top = x.iter().fold(f32::NEG_INFINITY, |top, x| if *x > top { *x } else { top });
-    let mut sums = [0.0; LANES];
-    for chunk in x.chunks_mut(LANES) {
-        for (lane, x) in sums.iter_mut().zip(chunk) {
-            *x = exp(*x - top);
-            *lane += *x;
+    // Which of two equal zeros is the largest does not matter: both are subtracted alike.
+    let mut tops = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks_mut::<LANES>();
+    for chunk in &*chunks {
+        for i in 0..LANES {
+            tops[i] = if chunk[i] > tops[i] { chunk[i] } else { tops[i] };
         }
+    }
+    let larger = |top, x: &f32| if *x > top { *x } else { top };
+    let top = rest.iter().fold(max_lanes(tops), larger);
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = exp(chunk[i] - top);
+            sums[i] += chunk[i];
+        }
+    }
+    for (lane, x) in sums.iter_mut().zip(rest) {
+        *x = exp(*x - top);
+        *lane += *x;
     }
     let inverse = 1.0 / sum_lanes(sums);
     for x in x {
@@ -192,45 +227,48 @@ pub unsafe fn softmax(a: &SoftmaxArgs) {
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
 pub unsafe fn attend(a: &AttendArgs) {
-    for row in 0..a.rows {
-        // SAFETY: the caller vouches for `rows` rows of each, and for the positions of the block
-        // that `visible` names, rounded up to whole chunks of 16.
-        let (q, sum, acc, max, visible) = unsafe {
+    // SAFETY: the caller vouches for `rows` numbers.
+    let visible = unsafe { std::slice::from_raw_parts(a.visible, a.rows) };
+    let most = visible.iter().fold(0, |most, &visible| most.max(visible as usize));
+    // Chunks outside, rows inside: keys and values of a chunk stay in the first cache for all rows.
+    for first in (0..most).step_by(LANES) {
+        // SAFETY: the caller vouches for the positions of the block that `visible` names, rounded up
+        // to whole chunks of 16; chunks of keys and of values are both `16 * d` floats.
+        let (k, v) = unsafe {
             (
-                std::slice::from_raw_parts(a.q.add(row * a.d), a.d),
-                &mut *a.sum.add(row * LANES).cast::<Lanes>(),
-                std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d),
-                &mut *a.max.add(row),
-                *a.visible.add(row) as usize,
+                std::slice::from_raw_parts(a.k.add(first * a.d), LANES * a.d),
+                std::slice::from_raw_parts(a.v.add(first * a.d), LANES * a.d),
             )
         };
-        for first in (0..visible).step_by(LANES) {
-            let count = LANES.min(visible - first);
-            // SAFETY: as above; chunks of keys and of values are both `16 * d` floats.
-            let (k, v) = unsafe {
+        for (row, &visible) in visible.iter().enumerate() {
+            let count = LANES.min((visible as usize).saturating_sub(first));
+            if count == 0 {
+                continue;
+            }
+            // SAFETY: the caller vouches for `rows` rows of each.
+            let (q, sum, acc, max) = unsafe {
                 (
-                    std::slice::from_raw_parts(a.k.add(first * a.d), LANES * a.d),
-                    std::slice::from_raw_parts(a.v.add(first * a.d), LANES * a.d),
+                    std::slice::from_raw_parts(a.q.add(row * a.d), a.d),
+                    &mut *a.sum.add(row * LANES).cast::<Lanes>(),
+                    std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d),
+                    &mut *a.max.add(row),
                 )
             };
             let mut scores = dot_keys(q, k);
-            let mut top = *max;
-            for score in &mut scores[..count] {
-                *score *= a.scale;
-                top = if *score > top { *score } else { top };
-            }
+            scores.iter_mut().for_each(|score| *score *= a.scale);
+            let larger = |top, score: &f32| if *score > top { *score } else { top };
+            let top = scores[..count].iter().fold(*max, larger);
             if top > *max {
                 // Multiplying by one changes nothing, so the rescale is only needed on a new maximum.
                 let shrink = exp(*max - top);
                 sum.iter_mut().chain(acc.iter_mut()).for_each(|x| *x *= shrink);
                 *max = top;
             }
+            // Bits, not branches: a choice by `count` would take the lanes out of their vector.
+            let seen = &SEEN[LANES - count..];
             let mut weights = [0.0; LANES];
             for i in 0..LANES {
-                weights[i] = exp(scores[i] - top);
-            }
-            weights[count..].fill(0.0);
-            for i in 0..LANES {
+                weights[i] = f32::from_bits(exp(scores[i] - top).to_bits() & seen[i]);
                 sum[i] += weights[i];
             }
             add_values(acc, &weights[..count], v);
@@ -258,20 +296,31 @@ fn dot_keys(q: &[f32], k: &[f32]) -> Lanes {
     dots
 }
 
-/// `acc += weights * v`, positions in order for each of the `d` sums.
+/// `acc += weights * v`, positions in order for each of the `d` sums; four columns of sums at a time,
+/// so that their additions do not wait for each other.
 #[inline(always)]
 fn add_values(acc: &mut [f32], weights: &[f32], v: &[f32]) {
     let d = acc.len();
-    for (column, acc) in acc.chunks_exact_mut(LANES).enumerate() {
-        let mut lanes = load(acc);
-        for (weight, v) in weights.iter().zip(v.chunks_exact(d)) {
-            let v = load(&v[column * LANES..(column + 1) * LANES]);
-            for i in 0..LANES {
-                lanes[i] = weight.mul_add(v[i], lanes[i]);
-            }
-        }
-        acc.copy_from_slice(&lanes);
+    let (four, rest) = acc.as_chunks_mut::<{ 4 * LANES }>();
+    let done = four.len() * 4 * LANES;
+    for (column, acc) in four.iter_mut().enumerate() {
+        add_columns(acc, weights, &v[column * 4 * LANES..], d);
     }
+    for (column, acc) in rest.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        add_columns(acc, weights, &v[done + column * LANES..], d);
+    }
+}
+
+#[inline(always)]
+fn add_columns<const N: usize>(acc: &mut [f32; N], weights: &[f32], v: &[f32], d: usize) {
+    let mut lanes = *acc;
+    for (weight, v) in weights.iter().zip(v.chunks(d)) {
+        let Some(v) = v.first_chunk::<N>() else { break };
+        for i in 0..N {
+            lanes[i] = weight.mul_add(v[i], lanes[i]);
+        }
+    }
+    *acc = lanes;
 }
 
 /// Compiles the bodies of this module under a set of target features.
