@@ -12,13 +12,13 @@ use nybl::kernel::abi::{
 use nybl::kernel::{Contract, Format, LANES, Layout, PANEL, Run, exp};
 
 /// A row's function.
-pub type Function<A> = unsafe extern "C" fn(*const A);
+pub(crate) type Function<A> = unsafe extern "C" fn(*const A);
 
 /// What a row wrote, or where it wrote what it must not.
-pub type Outcome = Result<Vec<Output>, String>;
+pub(crate) type Outcome = Result<Vec<Output>, String>;
 
 /// One call of a row.
-pub trait Case {
+pub(crate) trait Case {
     type Args;
 
     /// The function, if it is one of this operation.
@@ -36,7 +36,7 @@ pub trait Case {
 }
 
 /// The contents of one output buffer.
-pub struct Output {
+pub(crate) struct Output {
     what: &'static str,
     /// Elements of a row, to say where a difference lies.
     width: usize,
@@ -58,7 +58,7 @@ impl Output {
     }
 
     /// Whether this is `want`, as near as the contract asks for.
-    pub fn equals(&self, want: &Self, contract: Contract) -> Result<(), String> {
+    pub(crate) fn equals(&self, want: &Self, contract: Contract) -> Result<(), String> {
         let at = |i: usize| format!("{}[{}, {}]", self.what, i / self.width, i % self.width);
         match (&self.values, &want.values) {
             (Values::Floats(got), Values::Floats(want)) => {
@@ -284,7 +284,7 @@ const FILLS: &[Fill] = &[
     Fill { name: "offsets -32768, largest codes", offsets: &[0x8000], codes: &[0x7f], x: &[127, -126], ..RANDOM },
 ];
 
-pub struct MatmulCase {
+pub(crate) struct MatmulCase {
     layout: Layout,
     m: usize,
     fill: &'static str,
@@ -297,7 +297,7 @@ pub struct MatmulCase {
 }
 
 impl MatmulCase {
-    pub fn all(format: Format, seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(format: Format, seed: u64) -> impl Iterator<Item = Self> {
         const M: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17];
         const N: [usize; 10] = [1, 15, 16, 17, 31, 32, 33, 63, 65, 100];
         let shapes = M.iter().flat_map(|m| N.iter().map(move |n| (*m, *n)));
@@ -574,7 +574,7 @@ impl Case for MatmulCase {
 
 // --- Quantize ---------------------------------------------------------------------------------
 
-pub struct QuantizeCase {
+pub(crate) struct QuantizeCase {
     m: usize,
     k: usize,
     group: usize,
@@ -583,7 +583,7 @@ pub struct QuantizeCase {
 }
 
 impl QuantizeCase {
-    pub fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
         let tails = [32, 64, 128].into_iter().flat_map(|group| {
             (1..=2 * group)
                 .map(move |k| (k % 4 + 1, k, group, [Floats::Tame, Floats::Mixed][k % 2]))
@@ -673,7 +673,7 @@ fn tree(lanes: &[f32]) -> f32 {
     tree(&low.iter().zip(high).map(|(a, b)| a + b).collect::<Vec<_>>())
 }
 
-pub struct RmsNormCase {
+pub(crate) struct RmsNormCase {
     m: usize,
     d: usize,
     eps: f32,
@@ -683,7 +683,7 @@ pub struct RmsNormCase {
 }
 
 impl RmsNormCase {
-    pub fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
         let shapes = (1..=70).chain([96, 127, 128, 129, 255, 1000, 2048]);
         let shapes = shapes.flat_map(|d| [(d, Floats::Tame), (d, Floats::Mixed)]);
         let pathological = Floats::EVERY.into_iter().flat_map(|fill| [(16, fill), (77, fill)]);
@@ -751,14 +751,14 @@ impl Case for RmsNormCase {
 
 // --- SwiGlu -----------------------------------------------------------------------------------
 
-pub struct SwiGluCase {
+pub(crate) struct SwiGluCase {
     fill: Floats,
     gate: Vec<f32>,
     up: Vec<f32>,
 }
 
 impl SwiGluCase {
-    pub fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
         let lengths = (1..=70).chain([128, 1000]);
         let lengths = lengths.flat_map(|len| [(len, Floats::Steep), (len, Floats::Mixed)]);
         let pathological = Floats::EVERY.into_iter().flat_map(|fill| [(16, fill), (77, fill)]);
@@ -813,13 +813,13 @@ impl Case for SwiGluCase {
 
 // --- Softmax ----------------------------------------------------------------------------------
 
-pub struct SoftmaxCase {
+pub(crate) struct SoftmaxCase {
     fill: Floats,
     x: Vec<f32>,
 }
 
 impl SoftmaxCase {
-    pub fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
         let fills = [Floats::Tame, Floats::Steep, Floats::Mixed];
         let lengths = (1..=70).chain([128, 1000]);
         let lengths = lengths.flat_map(move |len| fills.map(|fill| (len, fill)));
@@ -888,7 +888,7 @@ impl Case for SoftmaxCase {
 const BLOCK: usize = 64;
 
 /// Three blocks in a row, with the running state carried over.
-pub struct AttendCase {
+pub(crate) struct AttendCase {
     rows: usize,
     d: usize,
     scale: f32,
@@ -906,7 +906,7 @@ struct Block {
 }
 
 impl AttendCase {
-    pub fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
         const D: [usize; 5] = [16, 32, 64, 80, 128];
         let shapes = D.into_iter().flat_map(|d| (1..=6).map(move |rows| (d, rows)));
         let shapes = shapes.flat_map(|(d, rows)| {

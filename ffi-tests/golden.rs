@@ -126,8 +126,14 @@ fn embedded_model_is_fresh() -> Result<(), Failed> {
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nursery.nybl");
     let recipe = nybl::engine::convert::Recipe::FourBits { group: 32, zero_points: false };
     let from = data("nursery.F16.gguf");
-    nybl::engine::convert::gguf_to_nybl(&support::runtime(2, None), &from, &made, recipe, |_, _| {})
-        .unwrap();
+    nybl::engine::convert::gguf_to_nybl(
+        &support::runtime(2, None),
+        &from,
+        &made,
+        recipe,
+        |_, _| {},
+    )
+    .unwrap();
     if std::fs::read(&made).unwrap() != std::fs::read(&committed).unwrap() {
         let how = "nybl convert ffi-tests/data/nursery.F16.gguf models/nursery.nybl --bits 4";
         return Err(format!("models/nursery.nybl is stale: {how}").into());

@@ -14,7 +14,7 @@ const CANARY: u8 = 0xa5;
 
 /// Where a buffer lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Its end touches an unmapped page.
     RightEdge,
     /// Its start touches an unmapped page.
@@ -25,12 +25,12 @@ pub enum Place {
 
 impl Place {
     /// The middle first: canaries tell more than a fault.
-    pub const ALL: [Place; 3] = [Place::Middle, Place::RightEdge, Place::LeftEdge];
+    pub(crate) const ALL: [Place; 3] = [Place::Middle, Place::RightEdge, Place::LeftEdge];
 }
 
 /// The buffers of one case; their memory is kept from case to case.
 #[derive(Default)]
-pub struct Arena {
+pub(crate) struct Arena {
     slots: Vec<Slot>,
     used: usize,
 }
@@ -45,19 +45,19 @@ struct Slot {
 
 impl Arena {
     /// Gives all buffers back.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.used = 0;
     }
 
     /// A buffer that the row may only read, holding `data`.
-    pub fn input<T: Pod>(&mut self, data: &[T], place: Place) -> *const T {
+    pub(crate) fn input<T: Pod>(&mut self, data: &[T], place: Place) -> *const T {
         let pointer = self.put(data, place);
         self.slots[self.used - 1].input = Some(bytemuck::cast_slice(data).to_vec());
         pointer
     }
 
     /// A buffer that the row writes, holding `data` to start with.
-    pub fn output<T: Pod>(&mut self, data: &[T], place: Place) -> *mut T {
+    pub(crate) fn output<T: Pod>(&mut self, data: &[T], place: Place) -> *mut T {
         self.put(data, place)
     }
 
@@ -89,14 +89,14 @@ impl Arena {
     }
 
     /// What the buffer that was made as number `index` holds now.
-    pub fn read<T: Pod>(&mut self, index: usize) -> Vec<T> {
+    pub(crate) fn read<T: Pod>(&mut self, index: usize) -> Vec<T> {
         let slot = &mut self.slots[index];
         let (at, bytes) = (slot.at, slot.bytes);
         bytemuck::pod_collect_to_vec(&slot.region.memory()[at..at + bytes])
     }
 
     /// Whether every canary and every input is as it was.
-    pub fn verify(&mut self) -> Result<(), String> {
+    pub(crate) fn verify(&mut self) -> Result<(), String> {
         for (index, slot) in self.slots[..self.used].iter_mut().enumerate() {
             let (at, end) = (slot.at, slot.at + slot.bytes);
             let memory = slot.region.memory();
@@ -122,7 +122,7 @@ impl Arena {
 #[cfg(all(unix, not(miri)))]
 use faulting::Region;
 #[cfg(all(unix, not(miri)))]
-pub use faulting::{announce, name_faults};
+pub(crate) use faulting::{announce, name_faults};
 #[cfg(not(all(unix, not(miri))))]
 use plain::Region;
 #[cfg(not(all(unix, not(miri))))]
@@ -134,14 +134,14 @@ mod faulting {
     use std::ptr::null_mut;
 
     /// Pages that can be used, with one on each side that cannot.
-    pub struct Region {
+    pub(super) struct Region {
         base: *mut u8,
         page: usize,
         pub len: usize,
     }
 
     impl Region {
-        pub fn new(least: usize) -> Self {
+        pub(super) fn new(least: usize) -> Self {
             // SAFETY: asks for a number.
             let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
             let page = usize::try_from(page).expect("a page has a size");
@@ -160,7 +160,7 @@ mod faulting {
             }
         }
 
-        pub fn memory(&mut self) -> &mut [u8] {
+        pub(super) fn memory(&mut self) -> &mut [u8] {
             // SAFETY: `len` readable and writable bytes that live as long as the mapping.
             unsafe { std::slice::from_raw_parts_mut(self.base.add(self.page), self.len) }
         }
@@ -179,7 +179,7 @@ mod faulting {
     }
 
     /// Makes `text` the name of a fault on this thread while `work` runs.
-    pub fn announce<T>(text: &str, work: impl FnOnce() -> T) -> T {
+    pub(crate) fn announce<T>(text: &str, work: impl FnOnce() -> T) -> T {
         RUNNING.set((text.as_ptr(), text.len()));
         let result = work();
         RUNNING.set((null_mut(), 0));
@@ -209,7 +209,7 @@ mod faulting {
 
     /// From here on a fault names the row and the case it came from. An abort does so too: that is
     /// how a panic inside a row ends.
-    pub fn name_faults() {
+    pub(crate) fn name_faults() {
         for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGABRT] {
             // SAFETY: a zeroed `sigaction` is valid, and the handler keeps to what handlers may do.
             unsafe {

@@ -11,10 +11,11 @@ fn generated() -> String {
     let config = cbindgen::Config::from_file(root().join("include/cbindgen.toml")).unwrap();
     // The order of the header's chapters. Listed as files, because reading the whole crate would
     // put the functions we import into our own header.
-    let builder = ["status", "runtime", "model", "session"].iter().fold(
-        cbindgen::Builder::new().with_config(config),
-        |builder, file| builder.with_src(root().join(format!("src/ffi/{file}.rs"))),
-    );
+    let builder = ["status", "runtime", "model", "session"]
+        .iter()
+        .fold(cbindgen::Builder::new().with_config(config), |builder, file| {
+            builder.with_src(root().join(format!("src/ffi/{file}.rs")))
+        });
     let mut text = Vec::new();
     builder.generate().unwrap().write(&mut text);
     let text = String::from_utf8(text).unwrap();

@@ -7,26 +7,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A file of this project's own test data.
-pub fn data(name: &str) -> PathBuf {
+pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ffi-tests/data").join(name)
 }
 
 /// A file beside the project, which may be absent.
-pub fn shared(name: &str) -> PathBuf {
+pub(crate) fn shared(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name)
 }
 
-pub fn runtime(threads: usize, isa: Option<&str>) -> Arc<Runtime> {
+pub(crate) fn runtime(threads: usize, isa: Option<&str>) -> Arc<Runtime> {
     let config = RuntimeConfig { threads, isa: isa.map(String::from) };
     Arc::new(Runtime::new(&config).unwrap())
 }
 
-pub fn open(path: &Path) -> Arc<Model> {
+pub(crate) fn open(path: &Path) -> Arc<Model> {
     Model::open_path(runtime(2, None), path).unwrap()
 }
 
 /// Shape and values of an `.npy` file of little-endian f32 in C order.
-pub fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
+pub(crate) fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
     let bytes = std::fs::read(path).unwrap();
     assert_eq!(&bytes[..6], b"\x93NUMPY");
     let end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
@@ -39,7 +39,7 @@ pub fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
 }
 
 /// Minus the logarithm of the probability that `logits` give to `token`.
-pub fn loss(logits: &[f32], token: u32) -> f64 {
+pub(crate) fn loss(logits: &[f32], token: u32) -> f64 {
     let top = logits.iter().fold(f32::NEG_INFINITY, |top, x| top.max(*x));
     let sum: f64 = logits.iter().map(|x| f64::from(x - top).exp()).sum();
     sum.ln() - f64::from(logits[token as usize] - top)

@@ -159,7 +159,10 @@ pub unsafe extern "C" fn nybl_tokenize(
             let model = &handle("model", model)?.model;
             let text = text("text_utf8", text_utf8, text_len)?;
             if flags & !(NYBL_TOKENIZE_ADD_SPECIAL | NYBL_TOKENIZE_PARSE_SPECIAL) != 0 {
-                return Err(Failure::new(NYBL_ERR_INVALID_ARGUMENT, "flags: an unknown bit is set"));
+                return Err(Failure::new(
+                    NYBL_ERR_INVALID_ARGUMENT,
+                    "flags: an unknown bit is set",
+                ));
             }
             let add = flags & NYBL_TOKENIZE_ADD_SPECIAL != 0;
             let parse = flags & NYBL_TOKENIZE_PARSE_SPECIAL != 0;

@@ -1,9 +1,7 @@
 //! Sessions: tokens in, tokens and text out.
 
 use super::model::nybl_model;
-use super::status::{
-    Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status,
-};
+use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, write_result};
 use crate::engine::session::{Next, Session, SessionConfig};
 use crate::text::sample::SamplerConfig;

@@ -161,7 +161,7 @@ macro_rules! exact_m {
     (@one [$($features:tt)*] [$($doc:tt)*] $most:literal, $name:ident, $panel:ident[$($extra:tt),*]) => {
         $($doc)*
         $($features)*
-        pub unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
+        pub(super) unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
             // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`.
             unsafe {
                 let a = &*a;

@@ -11,7 +11,7 @@ use super::abi::{AttendArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs}
 pub const LANES: usize = 16;
 
 /// Sixteen floats in the fixed order.
-pub type Lanes = [f32; LANES];
+pub(super) type Lanes = [f32; LANES];
 
 /// Adding and subtracting this rounds a float of less than 2^22 to an integer, ties to even, on any
 /// target without an instruction for it.
@@ -97,7 +97,7 @@ fn load(x: &[f32]) -> Lanes {
 /// # Safety
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
-pub unsafe fn quantize(a: &QuantizeArgs) {
+pub(super) unsafe fn quantize(a: &QuantizeArgs) {
     let groups = a.k.div_ceil(a.group);
     for row in 0..a.m {
         // SAFETY: the caller vouches for `m` rows of `k` floats, `groups * group` codes and `groups`
@@ -141,7 +141,7 @@ pub unsafe fn quantize(a: &QuantizeArgs) {
 /// # Safety
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
-pub unsafe fn rmsnorm(a: &RmsNormArgs) {
+pub(super) unsafe fn rmsnorm(a: &RmsNormArgs) {
     for row in 0..a.m {
         // SAFETY: the caller vouches for `m` rows of `d` floats and `d` weights.
         let (x, weight, y) = unsafe {
@@ -174,7 +174,7 @@ pub unsafe fn rmsnorm(a: &RmsNormArgs) {
 /// # Safety
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
-pub unsafe fn swiglu(a: &SwiGluArgs) {
+pub(super) unsafe fn swiglu(a: &SwiGluArgs) {
     // SAFETY: the caller vouches for `len` floats each.
     let (gate, up) = unsafe {
         (std::slice::from_raw_parts_mut(a.gate, a.len), std::slice::from_raw_parts(a.up, a.len))
@@ -189,7 +189,7 @@ pub unsafe fn swiglu(a: &SwiGluArgs) {
 /// # Safety
 /// The pointer of `a` covers what its documentation says.
 #[inline(always)]
-pub unsafe fn softmax(a: &SoftmaxArgs) {
+pub(super) unsafe fn softmax(a: &SoftmaxArgs) {
     // SAFETY: the caller vouches for `len` floats.
     let x = unsafe { std::slice::from_raw_parts_mut(a.x, a.len) };
     // Which of two equal zeros is the largest does not matter: both are subtracted alike.
@@ -226,7 +226,7 @@ pub unsafe fn softmax(a: &SoftmaxArgs) {
 /// # Safety
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
-pub unsafe fn attend(a: &AttendArgs) {
+pub(super) unsafe fn attend(a: &AttendArgs) {
     // SAFETY: the caller vouches for `rows` numbers.
     let visible = unsafe { std::slice::from_raw_parts(a.visible, a.rows) };
     let most = visible.iter().fold(0, |most, &visible| most.max(visible as usize));
@@ -335,7 +335,7 @@ macro_rules! instantiate {
     (@one $features:literal, $name:ident, $args:ident) => {
         /// The operation of the same name in [`super::ops`].
         #[target_feature(enable = $features)]
-        pub unsafe extern "C" fn $name(a: *const $crate::kernel::abi::$args) {
+        pub(super) unsafe extern "C" fn $name(a: *const $crate::kernel::abi::$args) {
             // SAFETY: the caller vouches for the block and for the CPU features.
             unsafe { $crate::kernel::ops::$name(&*a) }
         }

@@ -110,7 +110,7 @@ unsafe fn float<T: Copy>(a: &MatmulArgs, to_f32: impl Fn(T) -> f32) {
 macro_rules! rows {
     ($($(#[$doc:meta])* $name:ident($args:ty) = $body:expr;)*) => {
         $($(#[$doc])*
-        pub unsafe extern "C" fn $name(a: *const $args) {
+        pub(super) unsafe extern "C" fn $name(a: *const $args) {
             // SAFETY: the caller vouches for the argument block.
             unsafe { $body(&*a) }
         })*

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   nybl convert model.Q4_0.gguf model.nybl
   nybl convert model.F16.gguf model.nybl --bits 4 --group 64 --zero-points")]
-pub struct Args {
+pub(crate) struct Args {
     /// A GGUF file.
     from: PathBuf,
     /// The file to write.
@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn convert(args: &Args) -> Result<(), Failure> {
+pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
     let recipe = match (args.bits.as_deref(), args.zero_points) {
         (None, _) => Recipe::Keep,
         (Some("4"), zero_points) => Recipe::FourBits { group: args.group, zero_points },

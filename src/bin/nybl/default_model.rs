@@ -9,6 +9,6 @@ struct Aligned<T: ?Sized>(T);
 static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../models/nursery.nybl"));
 
 /// The embedded model.
-pub fn source() -> Source {
+pub(crate) fn source() -> Source {
     Source::from_static("embedded nursery.nybl", &MODEL.0)
 }

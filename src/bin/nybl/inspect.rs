@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Arguments of `nybl inspect`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     /// A .nybl or GGUF file.
     file: PathBuf,
     /// Compare every tensor with its checksum (.nybl only; reads the whole file).
@@ -33,7 +33,7 @@ struct Entry {
 }
 
 /// Runs the command.
-pub fn inspect(args: &Args) -> Result<(), Failure> {
+pub(crate) fn inspect(args: &Args) -> Result<(), Failure> {
     let source = Source::open(&args.file)?;
     let file_bytes = source.bytes().len();
     let (format, metadata, entries) = if Nybl::recognises(source.bytes()) {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
   nybl run \"Once upon a time\"
   nybl run -m model.nybl -p \"The sea\" -n 100 --temp 0
   nybl run -m model.gguf -p \"The sea\" --seed 7 --threads 2 --isa avx2 --json")]
-pub struct Args {
+pub(crate) struct Args {
     /// The text to continue.
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
     text: Option<String>,
@@ -77,7 +77,7 @@ impl Finish {
 }
 
 /// Runs the command.
-pub fn run(args: &Args) -> Result<(), Failure> {
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let start = Instant::now();
     let config = RuntimeConfig { threads: args.threads, isa: args.isa.clone() };
     let runtime = Arc::new(Runtime::new(&config)?);
