@@ -3,6 +3,8 @@
 //! A row of [`ROWS`] is data: an operation, the CPU features it needs, its numeric contract and one
 //! function. Selection, conformance tests, fuzz targets and benchmarks all walk this slice, so a new
 //! instruction set is one file, one `mod` line and its rows here (`docs/kernels.md`).
+// Rows, lanes and parts index several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 pub mod abi;
 mod call;
@@ -10,10 +12,16 @@ pub mod layout;
 mod ops;
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+mod arm_asm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
@@ -87,6 +95,7 @@ const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
     Row { name, op, needs, contract: Contract::Exact, run }
 }
 
+#[cfg(target_arch = "x86_64")]
 const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
 
 /// THE TABLE: slowest first within an operation; the first row of an operation is its oracle.
@@ -138,6 +147,24 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend, AVX512, Run::Attend(avx512::attend)),
+
+    #[cfg(target_arch = "aarch64")] exact("f32-matmul-neon", Op::Matmul(Format::F32), Isa::NEON, Run::Matmul(neon::matmul_f32)),
+    #[cfg(target_arch = "aarch64")] exact("f16-matmul-neon", Op::Matmul(Format::F16), Isa::NEON, Run::Matmul(neon::matmul_f16)),
+    #[cfg(target_arch = "aarch64")] exact("bf16-matmul-neon", Op::Matmul(Format::Bf16), Isa::NEON, Run::Matmul(neon::matmul_bf16)),
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-neon", Op::Matmul(Format::Q8), Isa::NEON, Run::Matmul(neon::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-neon", Op::Matmul(Format::Q4), Isa::NEON, Run::Matmul(neon::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-neon", Op::Matmul(Format::Q4Z), Isa::NEON, Run::Matmul(neon::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-neon", Op::Matmul(Format::Q4M), Isa::NEON, Run::Matmul(neon::matmul_q4m)),
+    #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
+    #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
+    #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
+    #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
+    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend, Isa::NEON, Run::Attend(neon::attend)),
+
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-dotprod", Op::Matmul(Format::Q4Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-dotprod", Op::Matmul(Format::Q4M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4m)),
 ];
 
 /// The fastest row for `op` on a CPU that has `have`.
