@@ -16,7 +16,7 @@
 use super::abi::MatmulArgs;
 use super::arm_asm::sdot;
 use super::layout::PANEL;
-use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, finish, less_zeros, scale_in};
+use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, Terms, finish};
 use std::arch::aarch64::*;
 
 /// 1.5 * 2^23: the last place is worth one.
@@ -48,7 +48,7 @@ pub(super) fn above(base: f32, bits: int32x4_t) -> float32x4_t {
 
 /// Four bits: `M` rows of activations against one panel, `PARTS` of the four vectors of a line at a
 /// time.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     a: &MatmulArgs,
@@ -83,22 +83,27 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                     q4_line::<2, M, PARTS>(lines, &x, &mut raw, &mut low);
                     q4_line::<3, M, PARTS>(lines, &x, &mut raw, &mut low);
                 }
-                for r in 0..M {
-                    let x = RowGroup::load(a, first_row + r, g);
-                    for p in 0..PARTS {
-                        let (quad_low, quad_high) = (part + p, 4 + part + p);
+                for p in 0..PARTS {
+                    let quads = [part + p, 4 + part + p];
+                    let terms = [
+                        Terms::load::<KIND>(tables, quads[0]),
+                        Terms::load::<KIND>(tables, quads[1]),
+                    ];
+                    for r in 0..M {
+                        let x = RowGroup::load(a, first_row + r, g);
                         let high = vsubq_s32(raw[r][p], low[r][p]);
-                        let (low, high) = if KIND == HAS_ZERO {
+                        let dots = if KIND == HAS_ZERO {
                             let high = vshrq_n_s32::<4>(high);
-                            (
-                                vcvtq_f32_s32(less_zeros(low[r][p], tables, quad_low, x.sum)),
-                                vcvtq_f32_s32(less_zeros(high, tables, quad_high, x.sum)),
-                            )
+                            [
+                                vcvtq_f32_s32(terms[0].less_zeros(low[r][p], x.sum)),
+                                vcvtq_f32_s32(terms[1].less_zeros(high, x.sum)),
+                            ]
                         } else {
-                            (above(ONES, low[r][p]), above(SIXTEENTHS, high))
+                            [above(ONES, low[r][p]), above(SIXTEENTHS, high)]
                         };
-                        for (quad, dots) in [(quad_low, low), (quad_high, high)] {
-                            acc[r][quad] = scale_in::<KIND>(acc[r][quad], dots, tables, quad, x);
+                        for half in 0..2 {
+                            let acc = &mut acc[r][quads[half]];
+                            *acc = terms[half].scale_in::<KIND>(*acc, dots[half], x);
                         }
                     }
                 }
@@ -139,7 +144,7 @@ unsafe fn q4_line<const LANE: usize, const M: usize, const PARTS: usize>(
 
 /// Signed bytes: `M` rows of activations against one panel, `PARTS` of the eight vectors of a step
 /// at a time.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn q8_walk<const M: usize, const PARTS: usize>(
     a: &MatmulArgs,
@@ -166,12 +171,13 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
                     q8_line::<2, M, PARTS>(lines, &x, &mut dots);
                     q8_line::<3, M, PARTS>(lines, &x, &mut dots);
                 }
-                for r in 0..M {
-                    let x = RowGroup::load(a, first_row + r, g);
-                    for p in 0..PARTS {
-                        let quad = part + p;
+                for p in 0..PARTS {
+                    let quad = part + p;
+                    let terms = Terms::load::<0>(tables, quad);
+                    for r in 0..M {
+                        let x = RowGroup::load(a, first_row + r, g);
                         let dots = above(ONES, dots[r][p]);
-                        acc[r][quad] = scale_in::<0>(acc[r][quad], dots, tables, quad, x);
+                        acc[r][quad] = terms.scale_in::<0>(acc[r][quad], dots, x);
                     }
                 }
             }

@@ -21,6 +21,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 
@@ -97,6 +99,8 @@ const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
 
 #[cfg(target_arch = "x86_64")]
 const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
+#[cfg(target_arch = "aarch64")]
+const I8MM: Isa = Isa::DOTPROD.and(Isa::I8MM);
 
 /// THE TABLE: slowest first within an operation; the first row of an operation is its oracle.
 #[rustfmt::skip] // one row a line, whatever its length
@@ -165,6 +169,11 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
     #[cfg(target_arch = "aarch64")] exact("q4z-matmul-dotprod", Op::Matmul(Format::Q4Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4z)),
     #[cfg(target_arch = "aarch64")] exact("q4m-matmul-dotprod", Op::Matmul(Format::Q4M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4m)),
+
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-i8mm", Op::Matmul(Format::Q8), I8MM, Run::Matmul(i8mm::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-i8mm", Op::Matmul(Format::Q4), I8MM, Run::Matmul(i8mm::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-i8mm", Op::Matmul(Format::Q4Z), I8MM, Run::Matmul(i8mm::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-i8mm", Op::Matmul(Format::Q4M), I8MM, Run::Matmul(i8mm::matmul_q4m)),
 ];
 
 /// The fastest row for `op` on a CPU that has `have`.

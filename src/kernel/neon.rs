@@ -53,47 +53,67 @@ impl RowGroup {
     }
 }
 
-/// One group's scales, and minimums where the format has them, applied to the four dots of `quad`.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn scale_in<const KIND: u8>(
-    acc: float32x4_t,
-    dots: float32x4_t,
-    tables: *const u8,
-    quad: usize,
-    x: RowGroup,
-) -> float32x4_t {
-    // SAFETY: the caller vouches for the tables of this group.
-    unsafe {
-        let factor = vmulq_n_f32(halves(tables.add(quad * 8)), x.scale);
-        let acc = vfmaq_f32(acc, dots, factor);
+/// The scales of four rows in one group, and their offsets where the format has them: loaded once
+/// for all rows of activations.
+#[derive(Clone, Copy)]
+pub(super) struct Terms {
+    scale: float32x4_t,
+    minimum: float32x4_t,
+    zero: int16x4_t,
+}
+
+impl Terms {
+    /// The terms of the rows of `quad`.
+    ///
+    /// # Safety
+    /// `tables` points to the scales of a group and to the offsets that `KIND` has.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) unsafe fn load<const KIND: u8>(tables: *const u8, quad: usize) -> Self {
+        let mut terms =
+            Self { scale: vdupq_n_f32(0.0), minimum: vdupq_n_f32(0.0), zero: vdup_n_s16(0) };
+        let offsets = tables.wrapping_add(64 + quad * 8);
+        // SAFETY: the caller vouches for both tables.
+        unsafe {
+            terms.scale = halves(tables.add(quad * 8));
+            match KIND {
+                HAS_ZERO => terms.zero = vld1_s16(offsets.cast()),
+                HAS_MINIMUM => terms.minimum = halves(offsets),
+                _ => {}
+            }
+        }
+        terms
+    }
+
+    /// `dots` less the zero points times the sum of the activations, which has 16 bits: at most 128
+    /// codes of 8.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn less_zeros(&self, dots: int32x4_t, sum: i32) -> int32x4_t {
+        vmlsl_n_s16(dots, self.zero, sum as i16)
+    }
+
+    /// Adds the dots of one group to `acc`, scaled.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn scale_in<const KIND: u8>(
+        &self,
+        acc: float32x4_t,
+        dots: float32x4_t,
+        x: RowGroup,
+    ) -> float32x4_t {
+        let acc = vfmaq_f32(acc, dots, vmulq_n_f32(self.scale, x.scale));
         if KIND == HAS_MINIMUM {
-            let factor = vmulq_n_f32(halves(tables.add(64 + quad * 8)), x.scale);
-            vfmaq_n_f32(acc, factor, x.sum as f32)
+            vfmaq_n_f32(acc, vmulq_n_f32(self.minimum, x.scale), x.sum as f32)
         } else {
             acc
         }
     }
 }
 
-/// `dots` less the zero points of `quad` times the sum of the activations, which has 16 bits: at
-/// most 128 codes of 8.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) unsafe fn less_zeros(
-    dots: int32x4_t,
-    tables: *const u8,
-    quad: usize,
-    sum: i32,
-) -> int32x4_t {
-    // SAFETY: the caller vouches for the tables of this group.
-    let zeros = unsafe { vld1_s16(tables.add(64 + quad * 8).cast()) };
-    vmlsl_n_s16(dots, zeros, sum as i16)
-}
-
 /// Four bits: `M` rows of activations against one panel, `PARTS` of the four vectors of a line at a
 /// time.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     a: &MatmulArgs,
@@ -138,24 +158,29 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                         }
                     }
                 }
-                for r in 0..M {
-                    let x = RowGroup::load(a, first_row + r, g);
-                    // Eight times the sum is still in the low dots of symmetric weights, and missing
-                    // in the high dots, stored less 8, of the others.
-                    let eight = vdupq_n_s32(8 * x.sum);
-                    for p in 0..PARTS {
-                        let (mut lows, mut highs) = (low[r][p], high[r][p]);
+                for p in 0..PARTS {
+                    let quads = [part + p, 4 + part + p];
+                    let terms = [
+                        Terms::load::<KIND>(tables, quads[0]),
+                        Terms::load::<KIND>(tables, quads[1]),
+                    ];
+                    for r in 0..M {
+                        let x = RowGroup::load(a, first_row + r, g);
+                        // Eight times the sum is still in the low dots of symmetric weights, and
+                        // missing in the high dots, stored less 8, of the others.
+                        let eight = vdupq_n_s32(8 * x.sum);
+                        let mut dots = [low[r][p], high[r][p]];
                         if KIND == 0 {
-                            lows = vsubq_s32(lows, eight);
+                            dots[0] = vsubq_s32(dots[0], eight);
                         } else {
-                            highs = vaddq_s32(highs, eight);
+                            dots[1] = vaddq_s32(dots[1], eight);
                         }
-                        for (quad, mut dots) in [(part + p, lows), (4 + part + p, highs)] {
+                        for half in 0..2 {
                             if KIND == HAS_ZERO {
-                                dots = less_zeros(dots, tables, quad, x.sum);
+                                dots[half] = terms[half].less_zeros(dots[half], x.sum);
                             }
-                            let dots = vcvtq_f32_s32(dots);
-                            acc[r][quad] = scale_in::<KIND>(acc[r][quad], dots, tables, quad, x);
+                            let (quad, dots) = (quads[half], vcvtq_f32_s32(dots[half]));
+                            acc[r][quad] = terms[half].scale_in::<KIND>(acc[r][quad], dots, x);
                         }
                     }
                 }
@@ -181,7 +206,7 @@ fn widen(dots: int32x4_t, sums: [int16x8_t; 2]) -> int32x4_t {
 
 /// Signed bytes: `M` rows of activations against one panel, `PARTS` of the eight vectors of a step
 /// at a time.
-#[inline]
+#[inline(never)]
 #[target_feature(enable = "neon")]
 unsafe fn q8_walk<const M: usize, const PARTS: usize>(
     a: &MatmulArgs,
@@ -215,12 +240,13 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
                         }
                     }
                 }
-                for r in 0..M {
-                    let x = RowGroup::load(a, first_row + r, g);
-                    for p in 0..PARTS {
-                        let quad = part + p;
+                for p in 0..PARTS {
+                    let quad = part + p;
+                    let terms = Terms::load::<0>(tables, quad);
+                    for r in 0..M {
+                        let x = RowGroup::load(a, first_row + r, g);
                         let dots = vcvtq_f32_s32(vpaddq_s32(dots[r][p][0], dots[r][p][1]));
-                        acc[r][quad] = scale_in::<0>(acc[r][quad], dots, tables, quad, x);
+                        acc[r][quad] = terms.scale_in::<0>(acc[r][quad], dots, x);
                     }
                 }
             }
