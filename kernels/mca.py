@@ -23,19 +23,19 @@ TARGET = "aarch64-unknown-linux-gnu"
 REPEAT = 30
 GROUPS = (32, 128)
 
-# A kernel: its name, module and function of the source, the instruction of the hot loop and the kind
-# of offset. All need two of the instruction for each `k` of 32 outputs and, of activations, one row
-# (SDOT) or two (SMMLA).
-Kernel = collections.namedtuple("Kernel", "name module function dot kind")
+# A kernel: its name, module and function of the source, the instruction of the hot loop, the kind of
+# offset, and the numbers of activation rows to report. All need two of the instruction for each `k`
+# of 32 outputs and, of activations, one row (SDOT) or two (SMMLA).
+Kernel = collections.namedtuple("Kernel", "name module function dot kind rows")
 KERNELS = [
-    Kernel("q4-matmul-dotprod", "dotprod", "q4_walk", "sdot", "0"),
-    Kernel("q4z-matmul-dotprod", "dotprod", "q4_walk", "sdot", "1"),
-    Kernel("q4m-matmul-dotprod", "dotprod", "q4_walk", "sdot", "2"),
-    Kernel("q8-matmul-dotprod", "dotprod", "q8_walk", "sdot", None),
-    Kernel("q4-matmul-i8mm", "i8mm", "q4_walk", "smmla", "0"),
-    Kernel("q4z-matmul-i8mm", "i8mm", "q4_walk", "smmla", "1"),
-    Kernel("q4m-matmul-i8mm", "i8mm", "q4_walk", "smmla", "2"),
-    Kernel("q8-matmul-i8mm", "i8mm", "q8_walk", "smmla", None),
+    Kernel("q4-matmul-dotprod", "dotprod", "q4_walk", "sdot", "0", [1, 2, 4, 8]),
+    Kernel("q4z-matmul-dotprod", "dotprod", "q4_walk", "sdot", "1", [1, 2, 4, 8]),
+    Kernel("q4m-matmul-dotprod", "dotprod", "q4_walk", "sdot", "2", [1, 2, 4, 8]),
+    Kernel("q8-matmul-dotprod", "dotprod", "q8_walk", "sdot", None, [1, 2, 4, 8]),
+    Kernel("q4-matmul-i8mm", "i8mm", "q4_walk", "smmla", "0", [2, 4, 8]),
+    Kernel("q4z-matmul-i8mm", "i8mm", "q4_walk", "smmla", "1", [2, 4, 8]),
+    Kernel("q4m-matmul-i8mm", "i8mm", "q4_walk", "smmla", "2", [2, 4, 8]),
+    Kernel("q8-matmul-i8mm", "i8mm", "q8_walk", "smmla", None, [4, 8]),
 ]
 
 
@@ -44,7 +44,6 @@ def main():
     parser.add_argument("--asm", help="assembly to read instead of compiling")
     parser.add_argument("--mca", default="llvm-mca-22")
     parser.add_argument("--show", action="store_true", help="print the instructions as well")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8], help="activation rows")
     parser.add_argument("names", nargs="*", help="part of the names of the kernels to report")
     args = parser.parse_args()
     bodies = functions(args.asm or compile_to_assembly())
@@ -53,7 +52,7 @@ def main():
     for kernel in KERNELS:
         if args.names and not any(name in kernel.name for name in args.names):
             continue
-        for rows in args.rows:
+        for rows in kernel.rows:
             found = find(bodies, kernel, rows)
             for group in GROUPS if found else ():
                 trace = whole_group(*found, kernel, rows, group)
@@ -150,30 +149,44 @@ class Flow:
                     queue.append(j)
         return None
 
-    def hot_loop(self, dot):
-        """The loop with the most dots and no loop inside: its first and last place."""
+    def hot_loops(self, dot):
+        """The loops with dots and without a loop inside, as ranges of places."""
         loops = [(self.jump(i), i) for i in range(len(self.body)) if (self.jump(i) or i) < i]
         inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-        return max(inner, key=lambda loop: self.count(dot, range(*loop)))
+        return [range(a, b + 1) for a, b in inner if self.count(dot, range(a, b))]
 
     def count(self, dot, places):
         return sum(self.body[i].startswith(dot) for i in places)
 
+    def with_side_loops(self, way, turns):
+        """`way` with every loop on it run so many times instead of once."""
+        places = []
+        for i in way:
+            places.append(i)
+            head = self.jump(i)
+            if head is not None and head < i and way[-1] != i and head in places:
+                places += places[len(places) - 1 - places[::-1].index(head) :] * (turns - 1)
+        return places
+
 
 def whole_group(flow, walks, kernel, rows, group):
-    """The instructions of one group in the order they run: each walk over the lines takes the hot
-    loop as often as its dots need, and what follows it; after the last walk comes the next group."""
-    first, last = flow.hot_loop(kernel.dot)
-    loop = range(first, last + 1)
-    dots = 2 * group * (rows if kernel.dot == "sdot" else (rows + 1) // 2)
-    turns = dots // walks // flow.count(kernel.dot, loop)
-    assert turns * walks * flow.count(kernel.dot, loop) == dots, f"{kernel.name}: an odd loop"
-    to_next_walk = flow.way(last + 1, first)
-    to_next_group = to_next_walk
-    if walks > 1:
-        back = next(s for s in zip(to_next_walk, to_next_walk[1:] + [first]) if s[1] < s[0])
-        to_next_group = flow.way(last + 1, first, [back])
-    places = (list(loop) * turns + to_next_walk) * (walks - 1) + list(loop) * turns + to_next_group
+    """The instructions of one group in the order they run: each walk over the lines takes a hot loop
+    as often as its dots need, then the way to the next walk's, and at last to the next group's. Every
+    other loop on the way takes 32 values of `k` at a time."""
+    hot = flow.hot_loops(kernel.dot)
+    dots = 2 * group * (rows if kernel.dot == "sdot" else (rows + 1) // 2) // walks
+    places, closing = [], []
+    for walk in range(walks):
+        loop, after = hot[walk % len(hot)], hot[(walk + 1) % len(hot)]
+        turns = dots // flow.count(kernel.dot, loop)
+        assert turns * flow.count(kernel.dot, loop) == dots, f"{kernel.name}: an odd loop"
+        if walk + 1 == walks:
+            after = hot[0]
+        way = flow.way(loop[-1] + 1, after[0], closing if walk + 1 == walks else ())
+        # Where one loop does several walks, the jump back to it is not the one to the next group.
+        if len(hot) == 1:
+            closing = [s for s in zip(way, way[1:] + [after[0]]) if s[1] < s[0]][:1]
+        places += list(loop) * turns + flow.with_side_loops(way, group // 32)
     return [flow.body[i] for i in places if not flow.body[i].endswith(":")]
 
 

@@ -16,7 +16,7 @@
 use super::abi::MatmulArgs;
 use super::arm_asm::sdot;
 use super::layout::PANEL;
-use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, Terms, finish};
+use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, Terms, assert_group, finish};
 use std::arch::aarch64::*;
 
 /// 1.5 * 2^23: the last place is worth one.
@@ -58,11 +58,12 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
     // which the caller vouches for.
     unsafe {
+        assert_group(a);
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
         for g in 0..a.groups {
             let tables = w.add(a.group * 16);
-            for part in (0..4).step_by(PARTS) {
+            for part in (0..4 / PARTS).map(|part| part * PARTS) {
                 let mut raw = [[vdupq_n_s32(0); PARTS]; M];
                 let mut low = [[vdupq_n_s32(0); PARTS]; M];
                 for r in 0..M {
@@ -102,7 +103,7 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                             [above(ONES, low[r][p]), above(SIXTEENTHS, high)]
                         };
                         for half in 0..2 {
-                            let acc = &mut acc[r][quads[half]];
+                            let acc = acc[r].get_unchecked_mut(quads[half]);
                             *acc = terms[half].scale_in::<KIND>(*acc, dots[half], x);
                         }
                     }
@@ -153,11 +154,12 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
 ) {
     // SAFETY: as in `q4_walk`.
     unsafe {
+        assert_group(a);
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
         for g in 0..a.groups {
             let tables = w.add(a.group * 32);
-            for part in (0..8).step_by(PARTS) {
+            for part in (0..8 / PARTS).map(|part| part * PARTS) {
                 let mut dots = [[vdupq_n_s32(ONES.to_bits() as i32); PARTS]; M];
                 for k in (0..a.group).step_by(16) {
                     let mut x = [vdupq_n_s8(0); M];
@@ -177,7 +179,8 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
                     for r in 0..M {
                         let x = RowGroup::load(a, first_row + r, g);
                         let dots = above(ONES, dots[r][p]);
-                        acc[r][quad] = terms.scale_in::<0>(acc[r][quad], dots, x);
+                        let acc = acc[r].get_unchecked_mut(quad);
+                        *acc = terms.scale_in::<0>(*acc, dots, x);
                     }
                 }
             }
@@ -218,8 +221,8 @@ pub(super) unsafe fn q4_panel<const M: usize, const KIND: u8>(
     // SAFETY: handed on.
     unsafe {
         match M {
-            1 => q4_walk::<M, 4, KIND>(a, panel, first_row),
-            2..=4 => q4_walk::<M, 2, KIND>(a, panel, first_row),
+            1 | 2 => q4_walk::<M, 4, KIND>(a, panel, first_row),
+            3 | 4 => q4_walk::<M, 2, KIND>(a, panel, first_row),
             _ => q4_walk::<M, 1, KIND>(a, panel, first_row),
         }
     }
@@ -232,8 +235,8 @@ pub(super) unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, firs
     // SAFETY: handed on.
     unsafe {
         match M {
-            1 => q8_walk::<M, 8>(a, panel, first_row),
-            2..=4 => q8_walk::<M, 4>(a, panel, first_row),
+            1 | 2 => q8_walk::<M, 8>(a, panel, first_row),
+            3 | 4 => q8_walk::<M, 4>(a, panel, first_row),
             _ => q8_walk::<M, 2>(a, panel, first_row),
         }
     }

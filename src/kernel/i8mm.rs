@@ -8,13 +8,14 @@
 //! Sums stay in the tiles that SMMLA makes, `[row 0 of output 0, row 0 of 1, row 1 of 0, row 1 of 1]`,
 //! until a panel is done; scales are doubled to fit them. The activations of a group are laid out in
 //! pairs of rows on the stack, through general registers, which leaves the vector pipes to the dots.
-//! An odd last row is paired with itself. One row alone goes to [`super::dotprod`].
+//! An odd last row is paired with itself. Where zipping or the idle half of a pair would cost more than
+//! SMMLA saves, for one row or three and for two rows of bytes, [`super::dotprod`] does the work.
 
 use super::abi::MatmulArgs;
 use super::arm_asm::smmla;
 use super::dotprod::{self, ONES, SIXTEENTHS, above};
 use super::layout::PANEL;
-use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, finish, halves};
+use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, assert_group, finish, halves};
 use std::arch::aarch64::*;
 
 /// Two rows of activations times the panel's outputs: two tiles for four outputs.
@@ -38,22 +39,40 @@ impl Run {
 }
 
 /// Lays out the activations of group `g` for [`smmla`]: `PAIRS` registers for each eight `k`.
-#[inline]
-#[target_feature(enable = "neon")]
+#[inline(always)]
 unsafe fn pair_up<const PAIRS: usize>(a: &MatmulArgs, run: Run, g: usize, out: &mut Pairs) {
-    for pair in 0..PAIRS {
-        // SAFETY: the caller vouches for whole groups of the rows.
-        let [near, far] = run
-            .rows(pair)
-            .map(|row| unsafe { a.x.add(row * a.x_stride + g * a.group).cast::<u64>() });
-        for step in 0..a.group / 8 {
-            // SAFETY: as above; a group has at most 16 steps.
+    for first in (0..a.group).step_by(32) {
+        for pair in 0..PAIRS {
+            // SAFETY: the caller vouches for whole groups of the rows; a group has at most 16 steps.
             unsafe {
-                *out.get_unchecked_mut(step * PAIRS + pair) =
-                    [near.add(step).read_unaligned(), far.add(step).read_unaligned()];
+                let [near, far] = run.rows(pair).map(|row| {
+                    let at = row * a.x_stride + g * a.group + first;
+                    a.x.add(at).cast::<[u64; 4]>().read_unaligned()
+                });
+                for step in 0..4 {
+                    *out.get_unchecked_mut((first / 8 + step) * PAIRS + pair) =
+                        [near[step], far[step]];
+                }
             }
         }
     }
+}
+
+/// Loads the scales and sums of all pairs in group `g`.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn pair_groups<const PAIRS: usize>(
+    a: &MatmulArgs,
+    run: Run,
+    g: usize,
+) -> [PairGroup; PAIRS] {
+    // SAFETY: handed on.
+    let mut x = [unsafe { PairGroup::load(a, run, 0, g) }; PAIRS];
+    for pair in 1..PAIRS {
+        // SAFETY: handed on.
+        x[pair] = unsafe { PairGroup::load(a, run, pair, g) };
+    }
+    x
 }
 
 /// The scales and the sums of two activation rows in one group, as SMMLA's tiles have them.
@@ -182,6 +201,7 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
     // SAFETY: every pointer stays inside the panel and the rows of `run`, which the caller vouches
     // for.
     unsafe {
+        assert_group(a);
         let mask = vdupq_n_s8(15);
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut pairs: Pairs = [[0; 2]; 64];
@@ -189,11 +209,12 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
         for g in 0..a.groups {
             let tables = w.add(a.group * 16);
             pair_up::<PAIRS>(a, run, g, &mut pairs);
-            for part in (0..4).step_by(PARTS) {
+            let x_group = pair_groups::<PAIRS>(a, run, g);
+            for part in (0..4 / PARTS).map(|part| part * PARTS) {
                 let mut raw = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
                 let mut low = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
                 for pair in 0..PAIRS {
-                    let starts = PairGroup::load(a, run, pair, g).starts::<KIND>();
+                    let starts = x_group[pair].starts::<KIND>();
                     raw[pair] = [[starts[0]; 2]; PARTS];
                     low[pair] = [[starts[1]; 2]; PARTS];
                 }
@@ -222,7 +243,7 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
                         TileTerms::load::<KIND>(tables, quads[1]),
                     ];
                     for pair in 0..PAIRS {
-                        let x = PairGroup::load(a, run, pair, g);
+                        let x = &x_group[pair];
                         for half in 0..2 {
                             let low = low[pair][p][half];
                             let high = vsubq_s32(raw[pair][p][half], low);
@@ -236,8 +257,8 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
                                 [above(ONES, low), above(SIXTEENTHS, high)]
                             };
                             for (i, quad) in quads.into_iter().enumerate() {
-                                let acc = &mut acc[pair][quad][half];
-                                *acc = terms[i].scale_in::<KIND>(half, *acc, dots[i], &x);
+                                let acc = &mut acc[pair].get_unchecked_mut(quad)[half];
+                                *acc = terms[i].scale_in::<KIND>(half, *acc, dots[i], x);
                             }
                         }
                     }
@@ -256,13 +277,15 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
 unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(a: &MatmulArgs, panel: usize, run: Run) {
     // SAFETY: as in `q4_walk`.
     unsafe {
+        assert_group(a);
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut pairs: Pairs = [[0; 2]; 64];
         let mut acc: [Tiles; PAIRS] = [[[vdupq_n_f32(0.0); 2]; PANEL / 4]; PAIRS];
         for g in 0..a.groups {
             let tables = w.add(a.group * 32);
             pair_up::<PAIRS>(a, run, g, &mut pairs);
-            for part in (0..8).step_by(PARTS) {
+            let x_group = pair_groups::<PAIRS>(a, run, g);
+            for part in (0..8 / PARTS).map(|part| part * PARTS) {
                 let mut dots = [[[vdupq_n_s32(ONES.to_bits() as i32); 2]; PARTS]; PAIRS];
                 for step in 0..a.group / 8 {
                     let mut x = [vdupq_n_s8(0); PAIRS];
@@ -283,11 +306,11 @@ unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(a: &MatmulArgs, panel:
                     let quad = part + p;
                     let terms = TileTerms::load::<0>(tables, quad);
                     for pair in 0..PAIRS {
-                        let x = PairGroup::load(a, run, pair, g);
+                        let x = &x_group[pair];
                         for half in 0..2 {
                             let dots = above(ONES, dots[pair][p][half]);
-                            let acc = &mut acc[pair][quad][half];
-                            *acc = terms.scale_in::<0>(half, *acc, dots, &x);
+                            let acc = &mut acc[pair].get_unchecked_mut(quad)[half];
+                            *acc = terms.scale_in::<0>(half, *acc, dots, x);
                         }
                     }
                 }
@@ -334,9 +357,9 @@ unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize,
     // SAFETY: handed on.
     unsafe {
         match M {
-            1 => dotprod::q4_panel::<1, KIND>(a, panel, first_row),
-            2 => q4_walk::<1, 2, KIND>(a, panel, run),
-            3 | 4 => q4_walk::<2, 2, KIND>(a, panel, run),
+            1 | 3 => dotprod::q4_panel::<M, KIND>(a, panel, first_row),
+            2 => q4_walk::<1, 4, KIND>(a, panel, run),
+            4 => q4_walk::<2, 2, KIND>(a, panel, run),
             5 | 6 => q4_walk::<3, 1, KIND>(a, panel, run),
             _ => q4_walk::<4, 1, KIND>(a, panel, run),
         }
@@ -351,9 +374,8 @@ unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usiz
     // SAFETY: handed on.
     unsafe {
         match M {
-            1 => dotprod::q8_panel::<1>(a, panel, first_row),
-            2 => q8_walk::<1, 4>(a, panel, run),
-            3 | 4 => q8_walk::<2, 4>(a, panel, run),
+            1..=3 => dotprod::q8_panel::<M>(a, panel, first_row),
+            4 => q8_walk::<2, 4>(a, panel, run),
             5 | 6 => q8_walk::<3, 2>(a, panel, run),
             _ => q8_walk::<4, 2>(a, panel, run),
         }

@@ -198,7 +198,8 @@ macro_rules! exact_m {
         $($doc)*
         $($features)*
         pub unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
-            // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`.
+            // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`, and each
+            // has 1 to `$most` rows.
             unsafe {
                 let a = &*a;
                 for panel in 0..a.panels {
@@ -213,7 +214,9 @@ macro_rules! exact_m {
                             5 => $panel::<5 $(, $extra)*>(a, panel, row),
                             6 => $panel::<6 $(, $extra)*>(a, panel, row),
                             7 => $panel::<7 $(, $extra)*>(a, panel, row),
-                            _ => $panel::<8 $(, $extra)*>(a, panel, row),
+                            8 => $panel::<8 $(, $extra)*>(a, panel, row),
+                            // Keeps the compiler from making functions for more rows than `$most`.
+                            _ => std::hint::unreachable_unchecked(),
                         }
                         row += run;
                     }

@@ -33,6 +33,16 @@ unsafe fn broadcast(x: *const i8) -> int8x16_t {
     vreinterpretq_s8_s32(vdupq_n_s32(unsafe { x.cast::<i32>().read_unaligned() }))
 }
 
+/// Tells the compiler what a group is, which spares it a way around every loop.
+///
+/// # Safety
+/// The block is one of a quantised format.
+#[inline]
+pub(super) unsafe fn assert_group(a: &MatmulArgs) {
+    // SAFETY: groups are of 32, 64 or 128.
+    unsafe { std::hint::assert_unchecked(a.group >= 32 && a.group.is_multiple_of(32)) };
+}
+
 /// The scale and the sum of one activation row in one group.
 #[derive(Clone, Copy)]
 pub(super) struct RowGroup {
@@ -123,13 +133,13 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
     // which the caller vouches for.
     unsafe {
+        assert_group(a);
         let mask = vdupq_n_s8(15);
-        let stride = a.panel_bytes / a.groups;
+        let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
         for g in 0..a.groups {
-            let codes = a.w.add(panel * a.panel_bytes + g * stride);
-            let tables = codes.add(a.group * 16);
-            for part in (0..4).step_by(PARTS) {
+            let tables = w.add(a.group * 16);
+            for part in (0..4 / PARTS).map(|part| part * PARTS) {
                 let mut low = [[vdupq_n_s32(0); PARTS]; M];
                 let mut high = [[vdupq_n_s32(0); PARTS]; M];
                 for first in (0..a.group).step_by(32) {
@@ -142,7 +152,7 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                             x[r] = broadcast(a.x.cast::<i8>().add(at));
                         }
                         for p in 0..PARTS {
-                            let line = vld1q_s8(codes.add(k * 16 + (part + p) * 16).cast());
+                            let line = vld1q_s8(w.add(k * 16 + (part + p) * 16).cast());
                             let lows = vandq_s8(line, mask);
                             let highs = vshrq_n_s8::<4>(line);
                             for r in 0..M {
@@ -179,12 +189,14 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                             if KIND == HAS_ZERO {
                                 dots[half] = terms[half].less_zeros(dots[half], x.sum);
                             }
-                            let (quad, dots) = (quads[half], vcvtq_f32_s32(dots[half]));
-                            acc[r][quad] = terms[half].scale_in::<KIND>(acc[r][quad], dots, x);
+                            let acc = acc[r].get_unchecked_mut(quads[half]);
+                            let dots = vcvtq_f32_s32(dots[half]);
+                            *acc = terms[half].scale_in::<KIND>(*acc, dots, x);
                         }
                     }
                 }
             }
+            w = tables.add(if KIND == 0 { 64 } else { 128 });
         }
         finish(a, panel, first_row, &acc);
     }
@@ -215,12 +227,12 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
 ) {
     // SAFETY: as in `q4_walk`.
     unsafe {
-        let stride = a.panel_bytes / a.groups;
+        assert_group(a);
+        let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
         for g in 0..a.groups {
-            let codes = a.w.add(panel * a.panel_bytes + g * stride);
-            let tables = codes.add(a.group * 32);
-            for part in (0..8).step_by(PARTS) {
+            let tables = w.add(a.group * 32);
+            for part in (0..8 / PARTS).map(|part| part * PARTS) {
                 let mut dots = [[[vdupq_n_s32(0); 2]; PARTS]; M];
                 for k in (0..a.group).step_by(8) {
                     let mut x = [[vdupq_n_s8(0); 2]; M];
@@ -230,7 +242,7 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
                         x[r] = [broadcast(at), broadcast(at.add(4))];
                     }
                     for p in 0..PARTS {
-                        let at = codes.add(k * 32 + (part + p) * 16).cast::<i8>();
+                        let at = w.add(k * 32 + (part + p) * 16).cast::<i8>();
                         let (near, far) = (vld1q_s8(at), vld1q_s8(at.add(128)));
                         for r in 0..M {
                             let sums = multiply_add([vdupq_n_s16(0); 2], near, x[r][0]);
@@ -246,10 +258,12 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
                     for r in 0..M {
                         let x = RowGroup::load(a, first_row + r, g);
                         let dots = vcvtq_f32_s32(vpaddq_s32(dots[r][p][0], dots[r][p][1]));
-                        acc[r][quad] = terms.scale_in::<0>(acc[r][quad], dots, x);
+                        let acc = acc[r].get_unchecked_mut(quad);
+                        *acc = terms.scale_in::<0>(*acc, dots, x);
                     }
                 }
             }
+            w = tables.add(64);
         }
         finish(a, panel, first_row, &acc);
     }
