@@ -1,4 +1,5 @@
-//! Arm instructions that stable Rust has no intrinsics for: SDOT and SMMLA.
+//! Arm instructions that stable Rust has no intrinsics for, SDOT and SMMLA, and one for which the
+//! compiler needs a push.
 //!
 //! Each is one instruction in `asm!`, declared pure and free of memory, so that the compiler goes on
 //! ordering and allocating registers around it as it does around an intrinsic. Miri runs no assembly
@@ -40,6 +41,20 @@ pub(super) fn smmla(mut acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t
         );
     }
     acc
+}
+
+/// `x` itself, with the compiler kept from seeing that its halves are equal. It would take the high half
+/// of the other factor out with an EXT to multiply it by the low half of `x`, where SMLAL2 does the
+/// same for nothing.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn opaque(mut x: int8x16_t) -> int8x16_t {
+    #[cfg(not(miri))]
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0:v} */", inout(vreg) x, options(pure, nomem, nostack, preserves_flags));
+    }
+    x
 }
 
 /// The dot of `N` bytes from `at_a` of `a` with as many from `at_b` of `b`.

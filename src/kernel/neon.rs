@@ -8,6 +8,7 @@
 //! because activations are never -128.
 
 use super::abi::MatmulArgs;
+use super::arm_asm::opaque;
 use super::layout::PANEL;
 use std::arch::aarch64::*;
 
@@ -25,12 +26,11 @@ pub(super) unsafe fn halves(table: *const u8) -> float32x4_t {
     vcvt_f32_f16(vreinterpret_f16_u16(unsafe { vld1_u16(table.cast()) }))
 }
 
-/// Four activations in every lane.
+/// The four activations of `LANE` in every lane.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn broadcast(x: *const i8) -> int8x16_t {
-    // SAFETY: the caller vouches for 4 bytes.
-    vreinterpretq_s8_s32(vdupq_n_s32(unsafe { x.cast::<i32>().read_unaligned() }))
+fn broadcast<const LANE: i32>(x: int8x16_t) -> int8x16_t {
+    opaque(vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x))))
 }
 
 /// Tells the compiler what a group is, which spares it a way around every loop.
@@ -134,7 +134,6 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     // which the caller vouches for.
     unsafe {
         assert_group(a);
-        let mask = vdupq_n_s8(15);
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
         for g in 0..a.groups {
@@ -145,21 +144,17 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
                 for first in (0..a.group).step_by(32) {
                     let mut low16 = [[[vdupq_n_s16(0); 2]; PARTS]; M];
                     let mut high16 = [[[vdupq_n_s16(0); 2]; PARTS]; M];
-                    for k in (first..first + 32).step_by(4) {
+                    for k in [first, first + 16] {
                         let mut x = [vdupq_n_s8(0); M];
                         for r in 0..M {
                             let at = (first_row + r) * a.x_stride + g * a.group + k;
-                            x[r] = broadcast(a.x.cast::<i8>().add(at));
+                            x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
                         }
-                        for p in 0..PARTS {
-                            let line = vld1q_s8(w.add(k * 16 + (part + p) * 16).cast());
-                            let lows = vandq_s8(line, mask);
-                            let highs = vshrq_n_s8::<4>(line);
-                            for r in 0..M {
-                                low16[r][p] = multiply_add(low16[r][p], lows, x[r]);
-                                high16[r][p] = multiply_add(high16[r][p], highs, x[r]);
-                            }
-                        }
+                        let lines = w.add(k * 16 + part * 16);
+                        q4_line::<0, M, PARTS>(lines, &x, &mut low16, &mut high16);
+                        q4_line::<1, M, PARTS>(lines, &x, &mut low16, &mut high16);
+                        q4_line::<2, M, PARTS>(lines, &x, &mut low16, &mut high16);
+                        q4_line::<3, M, PARTS>(lines, &x, &mut low16, &mut high16);
                     }
                     for r in 0..M {
                         for p in 0..PARTS {
@@ -202,6 +197,32 @@ unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
     }
 }
 
+/// The line for `LANE` of the activations.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn q4_line<const LANE: i32, const M: usize, const PARTS: usize>(
+    lines: *const u8,
+    x: &[int8x16_t; M],
+    low: &mut [[[int16x8_t; 2]; PARTS]; M],
+    high: &mut [[[int16x8_t; 2]; PARTS]; M],
+) {
+    let mut lows = [vdupq_n_s8(0); PARTS];
+    let mut highs = [vdupq_n_s8(0); PARTS];
+    for p in 0..PARTS {
+        // SAFETY: the caller vouches for four lines.
+        let line = unsafe { vld1q_s8(lines.add(LANE as usize * 64 + p * 16).cast()) };
+        lows[p] = vandq_s8(line, vdupq_n_s8(15));
+        highs[p] = vshrq_n_s8::<4>(line);
+    }
+    for r in 0..M {
+        let x = broadcast::<LANE>(x[r]);
+        for p in 0..PARTS {
+            low[r][p] = multiply_add(low[r][p], lows[p], x);
+            high[r][p] = multiply_add(high[r][p], highs[p], x);
+        }
+    }
+}
+
 /// Adds sixteen products of bytes to two vectors of 16-bit sums.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -234,23 +255,15 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
             let tables = w.add(a.group * 32);
             for part in (0..8 / PARTS).map(|part| part * PARTS) {
                 let mut dots = [[[vdupq_n_s32(0); 2]; PARTS]; M];
-                for k in (0..a.group).step_by(8) {
-                    let mut x = [[vdupq_n_s8(0); 2]; M];
+                for k in (0..a.group).step_by(16) {
+                    let mut x = [vdupq_n_s8(0); M];
                     for r in 0..M {
                         let at = (first_row + r) * a.x_stride + g * a.group + k;
-                        let at = a.x.cast::<i8>().add(at);
-                        x[r] = [broadcast(at), broadcast(at.add(4))];
+                        x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
                     }
-                    for p in 0..PARTS {
-                        let at = w.add(k * 32 + (part + p) * 16).cast::<i8>();
-                        let (near, far) = (vld1q_s8(at), vld1q_s8(at.add(128)));
-                        for r in 0..M {
-                            let sums = multiply_add([vdupq_n_s16(0); 2], near, x[r][0]);
-                            let sums = multiply_add(sums, far, x[r][1]);
-                            dots[r][p][0] = vpadalq_s16(dots[r][p][0], sums[0]);
-                            dots[r][p][1] = vpadalq_s16(dots[r][p][1], sums[1]);
-                        }
-                    }
+                    let lines = w.add(k * 32 + part * 16);
+                    q8_lines::<0, 1, M, PARTS>(lines, &x, &mut dots);
+                    q8_lines::<2, 3, M, PARTS>(lines, &x, &mut dots);
                 }
                 for p in 0..PARTS {
                     let quad = part + p;
@@ -266,6 +279,27 @@ unsafe fn q8_walk<const M: usize, const PARTS: usize>(
             w = tables.add(64);
         }
         finish(a, panel, first_row, &acc);
+    }
+}
+
+/// The lines for the activations of `NEAR` and `FAR`, the next.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn q8_lines<const NEAR: i32, const FAR: i32, const M: usize, const PARTS: usize>(
+    lines: *const u8,
+    x: &[int8x16_t; M],
+    dots: &mut [[[int32x4_t; 2]; PARTS]; M],
+) {
+    for p in 0..PARTS {
+        let at = lines.wrapping_add(NEAR as usize * 128 + p * 16).cast::<i8>();
+        // SAFETY: the caller vouches for four times two lines.
+        let (near, far) = unsafe { (vld1q_s8(at), vld1q_s8(at.add(128))) };
+        for r in 0..M {
+            let sums = multiply_add([vdupq_n_s16(0); 2], near, broadcast::<NEAR>(x[r]));
+            let sums = multiply_add(sums, far, broadcast::<FAR>(x[r]));
+            dots[r][p][0] = vpadalq_s16(dots[r][p][0], sums[0]);
+            dots[r][p][1] = vpadalq_s16(dots[r][p][1], sums[1]);
+        }
     }
 }
 
