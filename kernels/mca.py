@@ -21,6 +21,7 @@ CORES = ["cortex-x4", "cortex-a725", "cortex-a720", "cortex-a520"]
 TARGET = "aarch64-unknown-linux-gnu"
 # Groups simulated one after the other: enough that the first does not count.
 REPEAT = 30
+# Values of `k` in a group.
 GROUPS = (32, 128)
 
 # A kernel: its name, module and function of the source, the instruction of the hot loop, the kind of
@@ -41,7 +42,7 @@ KERNELS = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--asm", help="assembly to read instead of compiling")
+    parser.add_argument("--asm", help="assembly with v0 symbols, to read instead of compiling")
     parser.add_argument("--mca", default="llvm-mca-22")
     parser.add_argument("--show", action="store_true", help="print the instructions as well")
     parser.add_argument("names", nargs="*", help="part of the names of the kernels to report")
@@ -54,7 +55,7 @@ def main():
             continue
         for rows in kernel.rows:
             found = find(bodies, kernel, rows)
-            for group in GROUPS if found else ():
+            for group in GROUPS:
                 trace = whole_group(*found, kernel, rows, group)
                 if args.show:
                     print("\n".join(trace))
@@ -107,7 +108,7 @@ def find(bodies, kernel, rows):
         if found:
             vectors = 8 if kernel.function == "q8_walk" else 4
             return Flow(body), vectors // int(found.group(1) or size)
-    return None
+    sys.exit(f"no function for {kernel.name} with {rows} rows")
 
 
 class Flow:
@@ -156,6 +157,7 @@ class Flow:
         return [range(a, b + 1) for a, b in inner if self.count(dot, range(a, b))]
 
     def count(self, dot, places):
+        """How many dots there are at `places`."""
         return sum(self.body[i].startswith(dot) for i in places)
 
     def with_side_loops(self, way, turns):
@@ -191,6 +193,7 @@ def whole_group(flow, walks, kernel, rows, group):
 
 
 def cycles(mca, core, trace):
+    """The cycles that `core` takes for `REPEAT` times the `trace`."""
     command = [mca, f"-mtriple={TARGET}", f"-mcpu={core}", "-mattr=+dotprod,+i8mm"]
     command += [f"-iterations={REPEAT}"]
     done = subprocess.run(command, input="\n".join(trace), capture_output=True, text=True, check=False)

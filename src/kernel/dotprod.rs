@@ -8,7 +8,8 @@
 //! The integers become floats without a conversion, too (SCVTF costs four times a subtraction): the
 //! accumulators start from the bits of a float so large that its last place is worth one, or a
 //! sixteenth for the high dots, and at the end that float is subtracted. Exact, because the dot of a
-//! group stays below 2^22 of these units: 16 * 15 * 128 * 128 at most.
+//! group stays below 2^22 of these units: 16 * 15 * 128 * 128 at most. Zero points of 16 bits can make
+//! more of it, so that format keeps the conversion.
 //!
 //! Loads come first, then masks, then dots, with at least eight sums in flight: in-order cores run
 //! the instructions as they stand here.

@@ -24,28 +24,29 @@ type Tiles = [[float32x4_t; 2]; PANEL / 4];
 /// Sixteen steps of eight `k`, the most a group has, of up to four pairs of rows.
 type Pairs = [[u64; 2]; 16 * 4];
 
-/// The rows of a run of `m` in pairs, from `first`.
+/// The `count` activation rows from `first`, as pairs.
 #[derive(Clone, Copy)]
-struct Run {
+struct Rows {
     first: usize,
-    m: usize,
+    count: usize,
 }
 
-impl Run {
+impl Rows {
     /// The two rows of `pair`, the last one twice where it is alone.
-    fn rows(self, pair: usize) -> [usize; 2] {
-        [self.first + 2 * pair, self.first + (2 * pair + 1).min(self.m - 1)]
+    #[inline]
+    fn of(self, pair: usize) -> [usize; 2] {
+        [self.first + 2 * pair, self.first + (2 * pair + 1).min(self.count - 1)]
     }
 }
 
 /// Lays out the activations of group `g` for [`smmla`]: `PAIRS` registers for each eight `k`.
 #[inline(always)]
-unsafe fn pair_up<const PAIRS: usize>(a: &MatmulArgs, run: Run, g: usize, out: &mut Pairs) {
+unsafe fn pair_up<const PAIRS: usize>(a: &MatmulArgs, rows: Rows, g: usize, out: &mut Pairs) {
     for first in (0..a.group).step_by(32) {
         for pair in 0..PAIRS {
             // SAFETY: the caller vouches for whole groups of the rows; a group has at most 16 steps.
             unsafe {
-                let [near, far] = run.rows(pair).map(|row| {
+                let [near, far] = rows.of(pair).map(|row| {
                     let at = row * a.x_stride + g * a.group + first;
                     a.x.add(at).cast::<[u64; 4]>().read_unaligned()
                 });
@@ -63,14 +64,14 @@ unsafe fn pair_up<const PAIRS: usize>(a: &MatmulArgs, run: Run, g: usize, out: &
 #[target_feature(enable = "neon")]
 unsafe fn pair_groups<const PAIRS: usize>(
     a: &MatmulArgs,
-    run: Run,
+    rows: Rows,
     g: usize,
 ) -> [PairGroup; PAIRS] {
     // SAFETY: handed on.
-    let mut x = [unsafe { PairGroup::load(a, run, 0, g) }; PAIRS];
+    let mut x = [unsafe { PairGroup::load(a, rows, 0, g) }; PAIRS];
     for pair in 1..PAIRS {
         // SAFETY: handed on.
-        x[pair] = unsafe { PairGroup::load(a, run, pair, g) };
+        x[pair] = unsafe { PairGroup::load(a, rows, pair, g) };
     }
     x
 }
@@ -87,10 +88,9 @@ impl PairGroup {
     /// `a` has the rows of `pair` and group `g`.
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn load(a: &MatmulArgs, run: Run, pair: usize, g: usize) -> Self {
-        let rows = run.rows(pair);
+    unsafe fn load(a: &MatmulArgs, rows: Rows, pair: usize, g: usize) -> Self {
         // SAFETY: handed on.
-        let (near, far) = unsafe { (RowGroup::load(a, rows[0], g), RowGroup::load(a, rows[1], g)) };
+        let [near, far] = rows.of(pair).map(|row| unsafe { RowGroup::load(a, row, g) });
         Self {
             scale: vcombine_f32(vdup_n_f32(near.scale), vdup_n_f32(far.scale)),
             sum: vcombine_s32(vdup_n_s32(near.sum), vdup_n_s32(far.sum)),
@@ -196,9 +196,9 @@ unsafe fn zip_lines(near: *const u8, step: usize) -> [int8x16_t; 2] {
 unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
     a: &MatmulArgs,
     panel: usize,
-    run: Run,
+    rows: Rows,
 ) {
-    // SAFETY: every pointer stays inside the panel and the rows of `run`, which the caller vouches
+    // SAFETY: every pointer stays inside the panel and the activation `rows`, which the caller vouches
     // for.
     unsafe {
         assert_group(a);
@@ -208,8 +208,8 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
         let mut acc: [Tiles; PAIRS] = [[[vdupq_n_f32(0.0); 2]; PANEL / 4]; PAIRS];
         for g in 0..a.groups {
             let tables = w.add(a.group * 16);
-            pair_up::<PAIRS>(a, run, g, &mut pairs);
-            let x_group = pair_groups::<PAIRS>(a, run, g);
+            pair_up::<PAIRS>(a, rows, g, &mut pairs);
+            let x_group = pair_groups::<PAIRS>(a, rows, g);
             for part in (0..4 / PARTS).map(|part| part * PARTS) {
                 let mut raw = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
                 let mut low = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
@@ -266,7 +266,7 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
             }
             w = tables.add(if KIND == 0 { 64 } else { 128 });
         }
-        finish_tiles(a, panel, run, &acc);
+        finish_tiles(a, panel, rows, &acc);
     }
 }
 
@@ -274,7 +274,11 @@ unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
 /// a step at a time.
 #[inline(never)]
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(a: &MatmulArgs, panel: usize, run: Run) {
+unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(
+    a: &MatmulArgs,
+    panel: usize,
+    rows: Rows,
+) {
     // SAFETY: as in `q4_walk`.
     unsafe {
         assert_group(a);
@@ -283,8 +287,8 @@ unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(a: &MatmulArgs, panel:
         let mut acc: [Tiles; PAIRS] = [[[vdupq_n_f32(0.0); 2]; PANEL / 4]; PAIRS];
         for g in 0..a.groups {
             let tables = w.add(a.group * 32);
-            pair_up::<PAIRS>(a, run, g, &mut pairs);
-            let x_group = pair_groups::<PAIRS>(a, run, g);
+            pair_up::<PAIRS>(a, rows, g, &mut pairs);
+            let x_group = pair_groups::<PAIRS>(a, rows, g);
             for part in (0..8 / PARTS).map(|part| part * PARTS) {
                 let mut dots = [[[vdupq_n_s32(ONES.to_bits() as i32); 2]; PARTS]; PAIRS];
                 for step in 0..a.group / 8 {
@@ -317,33 +321,33 @@ unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(a: &MatmulArgs, panel:
             }
             w = tables.add(64);
         }
-        finish_tiles(a, panel, run, &acc);
+        finish_tiles(a, panel, rows, &acc);
     }
 }
 
-/// Takes the tiles apart and writes the rows of `run`.
+/// Takes the tiles apart and writes `rows`.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn finish_tiles<const PAIRS: usize>(
     a: &MatmulArgs,
     panel: usize,
-    run: Run,
+    rows: Rows,
     acc: &[Tiles; PAIRS],
 ) {
     for (pair, tiles) in acc.iter().enumerate() {
-        let mut rows: Quads<2> = [[vdupq_n_f32(0.0); PANEL / 4]; 2];
+        let mut quads: Quads<2> = [[vdupq_n_f32(0.0); PANEL / 4]; 2];
         for (quad, tiles) in tiles.iter().enumerate() {
             let (near, far) = (vreinterpretq_f64_f32(tiles[0]), vreinterpretq_f64_f32(tiles[1]));
-            rows[0][quad] = vreinterpretq_f32_f64(vzip1q_f64(near, far));
-            rows[1][quad] = vreinterpretq_f32_f64(vzip2q_f64(near, far));
+            quads[0][quad] = vreinterpretq_f32_f64(vzip1q_f64(near, far));
+            quads[1][quad] = vreinterpretq_f32_f64(vzip2q_f64(near, far));
         }
-        let first = run.first + 2 * pair;
+        let first = rows.first + 2 * pair;
         // SAFETY: handed on; an odd last row is written once.
         unsafe {
-            if 2 * pair + 1 < run.m {
-                finish(a, panel, first, &rows);
+            if 2 * pair + 1 < rows.count {
+                finish(a, panel, first, &quads);
             } else {
-                finish(a, panel, first, &[rows[0]]);
+                finish(a, panel, first, &[quads[0]]);
             }
         }
     }
@@ -353,15 +357,15 @@ unsafe fn finish_tiles<const PAIRS: usize>(
 #[inline]
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    let run = Run { first: first_row, m: M };
+    let rows = Rows { first: first_row, count: M };
     // SAFETY: handed on.
     unsafe {
         match M {
             1 | 3 => dotprod::q4_panel::<M, KIND>(a, panel, first_row),
-            2 => q4_walk::<1, 4, KIND>(a, panel, run),
-            4 => q4_walk::<2, 2, KIND>(a, panel, run),
-            5 | 6 => q4_walk::<3, 1, KIND>(a, panel, run),
-            _ => q4_walk::<4, 1, KIND>(a, panel, run),
+            2 => q4_walk::<1, 4, KIND>(a, panel, rows),
+            4 => q4_walk::<2, 2, KIND>(a, panel, rows),
+            5 | 6 => q4_walk::<3, 1, KIND>(a, panel, rows),
+            _ => q4_walk::<4, 1, KIND>(a, panel, rows),
         }
     }
 }
@@ -370,14 +374,14 @@ unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize,
 #[inline]
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    let run = Run { first: first_row, m: M };
+    let rows = Rows { first: first_row, count: M };
     // SAFETY: handed on.
     unsafe {
         match M {
             1..=3 => dotprod::q8_panel::<M>(a, panel, first_row),
-            4 => q8_walk::<2, 4>(a, panel, run),
-            5 | 6 => q8_walk::<3, 2>(a, panel, run),
-            _ => q8_walk::<4, 2>(a, panel, run),
+            4 => q8_walk::<2, 4>(a, panel, rows),
+            5 | 6 => q8_walk::<3, 2>(a, panel, rows),
+            _ => q8_walk::<4, 2>(a, panel, rows),
         }
     }
 }
