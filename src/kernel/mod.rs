@@ -10,10 +10,18 @@ pub mod layout;
 mod ops;
 mod scalar;
 
+#[cfg(target_arch = "aarch64")]
+mod arm_asm;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod dotprod;
+#[cfg(target_arch = "aarch64")]
+mod i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
@@ -87,7 +95,10 @@ const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
     Row { name, op, needs, contract: Contract::Exact, run }
 }
 
+#[cfg(target_arch = "x86_64")]
 const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
+#[cfg(target_arch = "aarch64")]
+const I8MM: Isa = Isa::DOTPROD.and(Isa::I8MM);
 
 /// THE TABLE: slowest first within an operation; the first row of an operation is its oracle.
 #[rustfmt::skip] // one row a line, whatever its length
@@ -138,6 +149,29 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend, AVX512, Run::Attend(avx512::attend)),
+
+    #[cfg(target_arch = "aarch64")] exact("f32-matmul-neon", Op::Matmul(Format::F32), Isa::NEON, Run::Matmul(neon::matmul_f32)),
+    #[cfg(target_arch = "aarch64")] exact("f16-matmul-neon", Op::Matmul(Format::F16), Isa::NEON, Run::Matmul(neon::matmul_f16)),
+    #[cfg(target_arch = "aarch64")] exact("bf16-matmul-neon", Op::Matmul(Format::Bf16), Isa::NEON, Run::Matmul(neon::matmul_bf16)),
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-neon", Op::Matmul(Format::Q8), Isa::NEON, Run::Matmul(neon::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-neon", Op::Matmul(Format::Q4), Isa::NEON, Run::Matmul(neon::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-neon", Op::Matmul(Format::Q4Z), Isa::NEON, Run::Matmul(neon::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-neon", Op::Matmul(Format::Q4M), Isa::NEON, Run::Matmul(neon::matmul_q4m)),
+    #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
+    #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
+    #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
+    #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
+    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend, Isa::NEON, Run::Attend(neon::attend)),
+
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-dotprod", Op::Matmul(Format::Q4Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-dotprod", Op::Matmul(Format::Q4M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4m)),
+
+    #[cfg(target_arch = "aarch64")] exact("q8-matmul-i8mm", Op::Matmul(Format::Q8), I8MM, Run::Matmul(i8mm::matmul_q8)),
+    #[cfg(target_arch = "aarch64")] exact("q4-matmul-i8mm", Op::Matmul(Format::Q4), I8MM, Run::Matmul(i8mm::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-i8mm", Op::Matmul(Format::Q4Z), I8MM, Run::Matmul(i8mm::matmul_q4z)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-i8mm", Op::Matmul(Format::Q4M), I8MM, Run::Matmul(i8mm::matmul_q4m)),
 ];
 
 /// The fastest row for `op` on a CPU that has `have`.
@@ -151,8 +185,9 @@ pub fn select(op: Op, have: Isa) -> &'static Row {
     }
 }
 
-/// Declares the matmul entries of a row file under `[attributes]`: all panels, and for each the activation rows in runs
-/// of at most `$most`, every run by a panel function compiled for exactly that many rows.
+/// Declares the matmul entries of a row file under `[attributes]`: all panels, and for each the
+/// activation rows in runs of at most `$most`, every run by a panel function compiled for exactly that
+/// many rows.
 macro_rules! exact_m {
     ($features:tt $most:literal;
      $($(#[$doc:meta])* $name:ident = $panel:ident[$($extra:tt),*];)*) => {
@@ -162,7 +197,8 @@ macro_rules! exact_m {
         $($doc)*
         $($features)*
         pub(super) unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
-            // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`.
+            // SAFETY: the caller vouches for the block; the runs below end at `m` and `panels`, and each
+            // has 1 to `$most` rows.
             unsafe {
                 let a = &*a;
                 for panel in 0..a.panels {
@@ -177,7 +213,9 @@ macro_rules! exact_m {
                             5 => $panel::<5 $(, $extra)*>(a, panel, row),
                             6 => $panel::<6 $(, $extra)*>(a, panel, row),
                             7 => $panel::<7 $(, $extra)*>(a, panel, row),
-                            _ => $panel::<8 $(, $extra)*>(a, panel, row),
+                            8 => $panel::<8 $(, $extra)*>(a, panel, row),
+                            // Keeps the compiler from making functions for more rows than `$most`.
+                            _ => std::hint::unreachable_unchecked(),
                         }
                         row += run;
                     }

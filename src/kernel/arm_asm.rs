@@ -1,0 +1,90 @@
+//! Arm instructions that stable Rust has no intrinsics for, SDOT and SMMLA, and one for which the
+//! compiler needs a push.
+//!
+//! Each is one instruction in `asm!`, declared pure and free of memory, so that the compiler goes on
+//! ordering and allocating registers around it as it does around an intrinsic. Miri runs no assembly
+//! and gets the same arithmetic in plain loops.
+
+use std::arch::aarch64::*;
+#[cfg(not(miri))]
+use std::arch::asm;
+
+/// Adds to each of the four lanes of `acc` the dot of its four bytes of `w` with the four bytes of
+/// `x` that `LANE` (0 to 3) names.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+#[cfg(not(miri))]
+pub(super) fn sdot<const LANE: usize>(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    // SAFETY: one instruction of the feature enabled here, on registers only.
+    unsafe {
+        asm!(
+            "sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{3}]",
+            inout(vreg) acc, in(vreg) w, in(vreg) x, const LANE,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
+/// Adds the 2 by 2 dots of the two rows of eight bytes in `x` with those in `w`: lane `2 * i + j` gets
+/// row `i` of `x` times row `j` of `w`.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+#[cfg(not(miri))]
+pub(super) fn smmla(mut acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+    // SAFETY: one instruction of the feature enabled here, on registers only.
+    unsafe {
+        asm!(
+            "smmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) acc, in(vreg) x, in(vreg) w,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    acc
+}
+
+/// `x` itself, with the compiler kept from seeing that its halves are equal. It would take the high half
+/// of the other factor out with an EXT to multiply it by the low half of `x`, where SMLAL2 does the
+/// same for nothing.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn opaque(mut x: int8x16_t) -> int8x16_t {
+    #[cfg(not(miri))]
+    // SAFETY: no instruction at all.
+    unsafe {
+        asm!("/* {0:v} */", inout(vreg) x, options(pure, nomem, nostack, preserves_flags));
+    }
+    x
+}
+
+/// The dot of `N` bytes from `at_a` of `a` with as many from `at_b` of `b`.
+#[cfg(miri)]
+fn dot<const N: usize>(a: int8x16_t, at_a: usize, b: int8x16_t, at_b: usize) -> i32 {
+    // SAFETY: both are sixteen bytes.
+    let (a, b): ([i8; 16], [i8; 16]) = unsafe { (std::mem::transmute(a), std::mem::transmute(b)) };
+    (0..N).map(|i| i32::from(a[at_a + i]) * i32::from(b[at_b + i])).sum()
+}
+
+/// The lanes of `acc`, each plus what `add` gives for it.
+#[cfg(miri)]
+fn lanes(acc: int32x4_t, add: impl Fn(usize) -> i32) -> int32x4_t {
+    // SAFETY: four lanes both ways.
+    unsafe {
+        let acc: [i32; 4] = std::mem::transmute(acc);
+        std::mem::transmute(std::array::from_fn::<_, 4, _>(|i| acc[i].wrapping_add(add(i))))
+    }
+}
+
+/// The instruction of the same name, in plain loops.
+#[target_feature(enable = "neon,dotprod")]
+#[cfg(miri)]
+pub(super) fn sdot<const LANE: usize>(acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    lanes(acc, |i| dot::<4>(w, 4 * i, x, 4 * LANE))
+}
+
+/// The instruction of the same name, in plain loops.
+#[target_feature(enable = "neon,i8mm")]
+#[cfg(miri)]
+pub(super) fn smmla(acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t {
+    lanes(acc, |i| dot::<8>(x, i / 2 * 8, w, i % 2 * 8))
+}
