@@ -26,9 +26,18 @@ fn libraries() -> PathBuf {
 /// What a program needs beside libnybl.a: the README's link line.
 const STATIC_LIBRARIES: [&str; 3] = ["-lm", "-lpthread", "-ldl"];
 
-fn build(program: &str, shared: bool) -> PathBuf {
-    let kind = if shared { "shared" } else { "static" };
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{program}-{kind}"));
+/// How a C program is linked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Link {
+    Shared,
+    Static,
+    /// The static library, the program under address and undefined-behaviour sanitizers.
+    Sanitized,
+}
+
+fn build(program: &str, link: Link) -> PathBuf {
+    let name = format!("{program}-{link:?}");
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut command = Command::new("cc");
     command
         .args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-O1", "-I"])
@@ -36,7 +45,10 @@ fn build(program: &str, shared: bool) -> PathBuf {
         .arg(root().join(format!("ffi-tests/c/{program}.c")))
         .arg("-o")
         .arg(&out);
-    if shared {
+    if link == Link::Sanitized {
+        command.args(["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+    }
+    if link == Link::Shared {
         let folder = libraries();
         let folder = folder.display();
         command.arg(format!("-L{folder}")).arg("-lnybl").arg(format!("-Wl,-rpath,{folder}"));
@@ -58,17 +70,28 @@ fn c_prints_the_same_story_as_the_command_line() {
         .args(["run", "-p", prompt, "--temp", "0", "-n", "60", "-m"])
         .arg(model()));
     assert!(want.len() > 100, "a story, not {want:?}");
-    for shared in [true, false] {
-        let got = run(Command::new(build("generate", shared)).arg(model()).args([prompt, "60"]));
-        assert_eq!(got, want, "shared: {shared}");
+    for link in [Link::Shared, Link::Static] {
+        let got = run(Command::new(build("generate", link)).arg(model()).args([prompt, "60"]));
+        assert_eq!(got, want, "{link:?}");
     }
 }
 
 #[test]
 fn misuse_is_answered_with_a_status() {
-    for shared in [true, false] {
-        let out = run(Command::new(build("misuse", shared)).arg(model()));
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("misuse", link)).arg(model()));
         assert_eq!(out, "all as documented\n");
+    }
+}
+
+/// Nothing is read or written outside its bounds across the interface, and nothing leaks.
+#[test]
+fn c_programs_are_clean_under_sanitizers() {
+    for (program, arguments) in [("misuse", &[][..]), ("generate", &["Once upon a time", "20"])] {
+        let program = build(program, Link::Sanitized);
+        let symbols = run(Command::new("nm").arg(&program));
+        assert!(symbols.contains("__asan_init"), "the sanitizer is not in the program");
+        run(Command::new(program).arg(model()).args(arguments));
     }
 }
 
