@@ -209,8 +209,12 @@ impl Parts {
 
 #[test]
 fn the_parts_are_sound() {
-    let (outcome, _) = open(&runtime(1, None), Parts::sound().build());
-    assert!(outcome.is_ok(), "{:?}", outcome.err());
+    let mut version_2 = Parts::sound().build();
+    version_2[4] = 2;
+    for bytes in [Parts::sound().build(), version_2] {
+        let (outcome, _) = open(&runtime(1, None), bytes);
+        assert!(outcome.is_ok(), "{:?}", outcome.err());
+    }
 }
 
 #[test]

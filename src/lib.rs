@@ -4,23 +4,7 @@
 //! cache; and an engine over them that streams tokens. The same model, prompt and seed give the same
 //! bits on every instruction set, thread count and batch size.
 //!
-//! ```
-//! # #[cfg(feature = "text")] {
-//! use nybl::engine::{load::Model, runtime::{Runtime, RuntimeConfig}};
-//! use nybl::engine::session::{Next, Session, SessionConfig};
-//! use std::{path::Path, sync::Arc};
-//!
-//! let runtime = Arc::new(Runtime::new(&RuntimeConfig::default())?);
-//! let model = Model::open_path(runtime, Path::new("models/nursery.nybl"))?;
-//! let mut session = Session::new(Arc::clone(&model), &SessionConfig::default())?;
-//! session.append(&model.tokenizer()?.encode("Once upon a time", true, false)?)?;
-//! let mut text = model.tokenizer()?.stream();
-//! while let Next::Token(id) = session.next()? {
-//!     print!("{}", text.push(model.tokenizer()?, id)?);
-//! }
-//! # }
-//! # Ok::<(), nybl::Error>(())
-//! ```
+//! The README has the same in ten lines of C and of Rust.
 //!
 //! The layers, each using only those above it: [`kernel`], [`kv`], [`quant`] (these build alone, with
 //! `default-features = false`), then `file`, `model`, `text`, `engine` and the C interface `ffi`.
@@ -65,3 +49,7 @@ pub mod docs {
     #[doc = include_str!("docs/safety.md")]
     pub mod safety {}
 }
+
+#[cfg(all(doctest, feature = "text"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

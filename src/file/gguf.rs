@@ -265,7 +265,8 @@ fn read_tensor(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<
     }
     let Some(kind) = Type::from_code(code) else {
         return Err(Error::Unsupported(format!(
-            "tensor {name} has the type {}; read are F32, F16, BF16, Q4_0, Q4_1, Q5_0 and Q8_0",
+            "{}: tensor {name} has the type {}; read are F32, F16, BF16, Q4_0, Q4_1, Q5_0 and Q8_0",
+            reader.file(),
             type_name(code)
         )));
     };

@@ -20,6 +20,12 @@ impl<'a> Reader<'a> {
         Self { name, bytes, at: 0 }
     }
 
+    /// The file's name.
+    #[must_use]
+    pub fn file(&self) -> &'a str {
+        self.name
+    }
+
     /// Bytes read so far.
     #[must_use]
     pub fn position(&self) -> usize {

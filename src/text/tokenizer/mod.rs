@@ -1,0 +1,466 @@
+//! Text to token ids and back.
+//!
+//! There is one implementation of tokenizing, the `tokenizers` crate, and one form to keep it in:
+//! that crate's JSON. A GGUF vocabulary is only strings with scores or merges, so it is turned into
+//! such a tokenizer once, and a packed file stores the JSON text of the result.
+//!
+//! Three things do not come from that crate. A control token never comes out of plain text,
+//! whatever the vocabulary claims. Text that the vocabulary cannot represent is an error, not a
+//! silent gap. And decoding is a table of bytes for each token, so that a stream of pieces is by
+//! construction the same text as all of it at once.
+
+#![forbid(unsafe_code)]
+
+mod cuts;
+mod pieces;
+#[cfg(test)]
+mod tests;
+mod vocab;
+
+pub use vocab::Vocab;
+
+use pieces::{Decoding, Pieces};
+use vocab::{Kind, byte_level, kinds, names, sentencepiece};
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    AddedToken, AddedVocabulary, DecoderWrapper, Model, NormalizerWrapper, OffsetType,
+    PreTokenizer, PreTokenizerWrapper, Token,
+};
+
+use crate::error::{Error, Result};
+/// Control tokens that end a turn. A chat model stops with one of these, while the one
+/// end-of-sequence id of its file is often still that of the base model.
+const END_OF_TURN: &[&str] = &[
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+];
+
+/// Encodes and decodes text for one model. Share it behind an `Arc`: nothing in it changes.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The added tokens of `inner`, blind to the special ones.
+    plain: AddedVocabulary,
+    pieces: Pieces,
+    /// The one special token that plain text may produce.
+    unk: Option<u32>,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    add_bos: bool,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("bos", &self.bos)
+            .field("eos", &self.eos)
+            .field("add_bos", &self.add_bos)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer of a GGUF file.
+    ///
+    /// A token whose text an earlier token has keeps its id and decodes to that text; encoding
+    /// uses the earlier one. Besides `v.eos`, control tokens with a well-known name for the end of
+    /// a turn count as end of sequence.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model or pre-tokenizer this build does not know, with the names
+    /// it does; [`Error::Corrupt`] with the metadata key for a vocabulary that contradicts itself.
+    pub fn from_vocab(v: &Vocab) -> Result<Self> {
+        let kinds = kinds(v)?;
+        let names = names(v);
+        let ids = names.iter().zip(0..).map(|(name, id)| (name.clone(), id)).collect();
+        let parts = match v.model.as_str() {
+            "llama" => sentencepiece(v, &kinds, &names, ids)?,
+            "gpt2" => byte_level(v, &kinds, ids)?,
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "tokenizer.ggml.model {other:?}; known are \"llama\" and \"gpt2\""
+                )));
+            }
+        };
+
+        let added = names.iter().zip(&kinds).zip(0..).filter_map(|((name, kind), id)| match kind {
+            Kind::Control | Kind::Unknown => Some((id, AddedToken::from(name, true))),
+            Kind::User => Some((id, AddedToken::from(name, false).normalized(false))),
+            Kind::Text | Kind::Byte => None,
+        });
+
+        let mut eos = Vec::from_iter(v.eos);
+        eos.extend((0..).zip(&v.tokens).zip(&kinds).filter_map(|((id, text), kind)| {
+            let ends_turn = *kind == Kind::Control && END_OF_TURN.contains(&text.as_str());
+            (ends_turn && v.eos != Some(id)).then_some(id)
+        }));
+        Self::assemble(parts, &added.collect::<Vec<_>>(), v.bos, eos, v.add_bos)
+    }
+
+    /// Reads a `tokenizer.json`, or what [`Tokenizer::to_json`] wrote.
+    ///
+    /// The file's own idea of special tokens around a text (`post_processor`) and its truncation
+    /// and padding are ignored: `bos`, `eos` and `add_bos` say what the model wants.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a model that is not BPE or a decoder that cannot stream,
+    /// [`Error::Corrupt`] with the section for anything else that is wrong.
+    pub fn from_json(json: &[u8], bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self> {
+        let mut file: Value =
+            serde_json::from_slice(json).map_err(|e| corrupt("json", e.to_string()))?;
+        if !file.is_object() {
+            return Err(corrupt("json", "not an object"));
+        }
+        let mut section = |name: &str| file.get_mut(name).map_or(Value::Null, Value::take);
+
+        let Value::Object(mut model) = section("model") else {
+            return Err(corrupt("model", "not an object"));
+        };
+        let kind = model.remove("type").unwrap_or_else(|| "BPE".into());
+        if kind != "BPE" {
+            return Err(Error::Unsupported(format!(
+                "a tokenizer of type {kind}; only BPE is known"
+            )));
+        }
+        let model = guarded(
+            |why| corrupt("model", why),
+            || Ok(serde_json::from_value::<BPE>(Value::Object(model))?),
+        )?;
+
+        let added = match section("added_tokens") {
+            Value::Null => Vec::new(),
+            Value::Array(entries) => entries.into_iter().map(added_token).collect::<Result<_>>()?,
+            _ => return Err(corrupt("added_tokens", "not a list")),
+        };
+        let parts = Parts {
+            model,
+            normalizer: section("normalizer"),
+            cut: section("pre_tokenizer"),
+            decoder: section("decoder"),
+        };
+        Self::assemble(parts, &added, bos, eos, add_bos)
+    }
+
+    fn assemble(
+        parts: Parts,
+        added: &[(u32, AddedToken)],
+        bos: Option<u32>,
+        eos: Vec<u32>,
+        add_bos: bool,
+    ) -> Result<Self> {
+        let Parts { mut model, normalizer, cut, decoder } = parts;
+        // Dropout would make the ids of a text a matter of chance. The cache lives in a
+        // thread-local map that the crate never empties, so every tokenizer ever opened on a
+        // long-lived thread would stay in memory there.
+        model.dropout = None;
+        model.resize_cache(0);
+        // Where one token is all three, unknown text would end the text.
+        let unk = model.unk_token.as_ref().and_then(|name| model.token_to_id(name));
+        let unk = unk.filter(|id| bos != Some(*id) && !eos.contains(id));
+        if unk.is_none() {
+            model.unk_token = None;
+        }
+        let decoding = Decoding::read(&decoder)?;
+
+        let mut inner = tokenizers::Tokenizer::new(model);
+        guarded(
+            |why| corrupt("normalizer", why),
+            || {
+                let normalizer: Option<NormalizerWrapper> = serde_json::from_value(normalizer)?;
+                inner.with_normalizer(normalizer).map(|_| ())
+            },
+        )?;
+        guarded(
+            |why| corrupt("pre_tokenizer", why),
+            || {
+                let cut: Option<PreTokenizerWrapper> = serde_json::from_value(cut)?;
+                inner.with_pre_tokenizer(cut);
+                Ok(())
+            },
+        )?;
+        guarded(
+            |why| corrupt("decoder", why),
+            || {
+                let decoder: Option<DecoderWrapper> = serde_json::from_value(decoder)?;
+                inner.with_decoder(decoder);
+                Ok(())
+            },
+        )?;
+        guarded(
+            |why| corrupt("added_tokens", why),
+            || inner.add_tokens(added.iter().map(|(_, token)| token.clone())),
+        )?;
+        // The crate numbers added tokens itself and only logs that the file says otherwise.
+        for (id, token) in added {
+            if inner.token_to_id(&token.content) != Some(*id) {
+                return Err(corrupt(
+                    "added_tokens",
+                    format!("{:?} cannot have id {id} in this vocabulary", token.content),
+                ));
+            }
+        }
+
+        let pieces = Pieces::new(&inner, &decoding)?;
+        let special_ids = bos.iter().map(|id| ("bos", id)).chain(eos.iter().map(|id| ("eos", id)));
+        for (field, id) in special_ids {
+            if *id as usize >= pieces.len() {
+                let reason = format!("id {id} in a vocabulary of {}", pieces.len());
+                return Err(corrupt(field, reason));
+            }
+        }
+        if add_bos && bos.is_none() {
+            return Err(corrupt("bos", "texts are to begin with it, but it has no id"));
+        }
+
+        let mut plain = inner.get_added_vocabulary().clone();
+        plain.set_encode_special_tokens(true);
+        Ok(Self { inner, plain, pieces, unk, bos, eos, add_bos })
+    }
+
+    /// The tokenizer as JSON, compact. With the same `bos`, `eos` and `add_bos`,
+    /// [`Tokenizer::from_json`] makes one of it that behaves identically.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the JSON cannot be written.
+    pub fn to_json(&self) -> Result<String> {
+        guarded(Error::Internal, || Ok(serde_json::to_string(&self.inner)?))
+    }
+
+    /// The number of ids: one more than the highest.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The beginning-of-sequence id.
+    #[must_use]
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The ids that end a text, the one that the file declares first.
+    #[must_use]
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// Whether the model wants its texts to begin with [`Tokenizer::bos`].
+    #[must_use]
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// The ids of `text`.
+    ///
+    /// `add_special` puts the beginning-of-sequence id in front if the model wants it.
+    /// `parse_special` says whether the text of a special token becomes that token: true for
+    /// a chat template's own words, false for whatever a user typed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if `text` has a character that the vocabulary cannot represent,
+    /// or one that, for this vocabulary, is a control token.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        if add_special && self.add_bos {
+            ids.extend(self.bos);
+        }
+        ids.extend(guarded(Error::Internal, || self.ids_of(text, parse_special))?);
+        Ok(ids)
+    }
+
+    fn ids_of(&self, text: &str, parse_special: bool) -> tokenizers::Result<Vec<u32>> {
+        let added = if parse_special { self.inner.get_added_vocabulary() } else { &self.plain };
+        let mut words = added.extract_and_normalize(self.inner.get_normalizer(), text);
+        if let Some(cut) = self.inner.get_pre_tokenizer() {
+            cut.pre_tokenize(&mut words)?;
+        }
+        words.tokenize(|word| self.tokens_of(word.get(), parse_special))?;
+        Ok(words.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    }
+
+    fn tokens_of(&self, word: &str, parse_special: bool) -> tokenizers::Result<Vec<Token>> {
+        let tokens = self.merged(word)?;
+        if parse_special || !tokens.iter().any(|token| self.is_control(token.id)) {
+            return Ok(tokens);
+        }
+        // The name of a control token is also a word that merging arrives at. One character at
+        // a time there is nothing to merge.
+        let mut single = [0; 4];
+        let mut apart = Vec::new();
+        for c in word.chars() {
+            let tokens = self.merged(c.encode_utf8(&mut single))?;
+            if tokens.iter().any(|token| self.is_control(token.id)) {
+                let why = format!("{c:?} is a control token of this vocabulary, so not text");
+                return Err(Error::InvalidArgument(why).into());
+            }
+            apart.extend(tokens);
+        }
+        Ok(apart)
+    }
+
+    /// What the model makes of a word, provided that it is all of the word: without an unknown
+    /// token the crate leaves out what it does not know.
+    fn merged(&self, word: &str) -> tokenizers::Result<Vec<Token>> {
+        let tokens = self.inner.get_model().tokenize(word)?;
+        if tokens.last().map_or(0, |token| token.offsets.1) == word.len() {
+            return Ok(tokens);
+        }
+        let start: String = word.chars().take(20).collect();
+        let why = format!("the vocabulary lacks a character of the word that begins {start:?}");
+        Err(Error::InvalidArgument(why).into())
+    }
+
+    fn is_control(&self, id: u32) -> bool {
+        self.pieces.special.get(id as usize) == Some(&true) && self.unk != Some(id)
+    }
+
+    /// The text of `ids`, special tokens left out. Bytes that are no UTF-8 become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an id that is not below [`Tokenizer::vocab_size`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let mut stream = self.stream();
+        let mut text = String::new();
+        for id in ids {
+            stream.feed(self.pieces.get(*id)?, &mut text);
+        }
+        stream.flush(&mut text);
+        Ok(text)
+    }
+
+    /// Starts decoding token by token, at the beginning of a text.
+    ///
+    /// Where a vocabulary begins every text with a space, the first piece loses it again. To go on
+    /// from a prompt, push the prompt's ids first and drop what they return.
+    #[must_use]
+    pub fn stream(&self) -> Detokenizer {
+        Detokenizer { strip_space: self.pieces.strip_space, partial: Vec::new() }
+    }
+
+    /// A stream that goes on after `ids`: their text is not repeated, and the first piece keeps its
+    /// leading space.
+    ///
+    /// # Errors
+    /// As [`Detokenizer::push`].
+    pub fn stream_after(&self, ids: &[u32]) -> Result<Detokenizer> {
+        let mut stream = self.stream();
+        for id in ids {
+            stream.push(self, *id)?;
+        }
+        Ok(stream)
+    }
+}
+
+/// Decodes token by token; [`Tokenizer::stream`] makes one. All that it returns, put together, is
+/// what [`Tokenizer::decode`] returns for all the ids at once.
+#[derive(Debug, Clone)]
+pub struct Detokenizer {
+    strip_space: bool,
+    /// The beginning of a character whose last byte has not arrived: three bytes at most.
+    partial: Vec<u8>,
+}
+
+impl Detokenizer {
+    /// The text that became certain with this token: never half a character, and empty while one is
+    /// incomplete. `tokenizer` is the one that made this stream.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an id that is not below [`Tokenizer::vocab_size`]; the stream
+    /// is as it was.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
+        let piece = tokenizer.pieces.get(id)?;
+        let mut text = String::new();
+        self.feed(piece, &mut text);
+        Ok(text)
+    }
+
+    /// What is still held back when no more tokens come: U+FFFD for an incomplete character.
+    /// The stream is then at the beginning of a new text.
+    ///
+    /// # Errors
+    /// None at present.
+    pub fn finish(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let mut text = String::new();
+        self.flush(&mut text);
+        *self = tokenizer.stream();
+        Ok(text)
+    }
+
+    fn feed(&mut self, mut piece: &[u8], text: &mut String) {
+        if self.strip_space && !piece.is_empty() {
+            self.strip_space = false;
+            piece = piece.strip_prefix(b" ").unwrap_or(piece);
+        }
+        self.partial.extend_from_slice(piece);
+        let mut done = 0;
+        for chunk in self.partial.utf8_chunks() {
+            text.push_str(chunk.valid());
+            done += chunk.valid().len();
+            let rest = &self.partial[done..];
+            if is_incomplete(rest) {
+                break;
+            }
+            if !chunk.invalid().is_empty() {
+                text.push(char::REPLACEMENT_CHARACTER);
+                done += chunk.invalid().len();
+            }
+        }
+        self.partial.drain(..done);
+    }
+
+    fn flush(&mut self, text: &mut String) {
+        if !self.partial.is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+            self.partial.clear();
+        }
+    }
+}
+
+/// Whether more bytes could still make a character of these.
+fn is_incomplete(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
+}
+
+/// What a tokenizer is put together from; the last three as in its JSON.
+struct Parts {
+    model: BPE,
+    normalizer: Value,
+    cut: Value,
+    decoder: Value,
+}
+
+/// An entry of `added_tokens`.
+fn added_token(entry: Value) -> Result<(u32, AddedToken)> {
+    let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+    let id = id.ok_or_else(|| corrupt("added_tokens", format!("no id in {entry}")))?;
+    let token =
+        serde_json::from_value(entry).map_err(|e| corrupt("added_tokens", e.to_string()))?;
+    Ok((id, token))
+}
+
+/// Runs code of the `tokenizers` crate: its errors, and its panics, which untrusted JSON can
+/// provoke, become ours. An [`Error`] that passes through stays what it is.
+fn guarded<T>(
+    error: impl Fn(String) -> Error,
+    work: impl FnOnce() -> tokenizers::Result<T>,
+) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(made)) => Ok(made),
+        Ok(Err(e)) => Err(e.downcast::<Error>().map_or_else(|e| error(e.to_string()), |e| *e)),
+        Err(_) => Err(error("the tokenizers crate panicked".into())),
+    }
+}
+
+fn corrupt(field: &str, reason: impl Into<String>) -> Error {
+    Error::corrupt("tokenizer", field, reason)
+}
