@@ -199,9 +199,7 @@ impl Gguf {
         let mut floats = Vec::new();
         reserve(&mut floats, rows * tensor.k)?;
         tensor.kind.dequantise(bytes, &mut floats);
-        let q = rtn::quantise_rows(layout, &floats)?;
-        let data = Rows::Codes { codes: &q.codes, scales: &q.scales, offsets: &q.offsets };
-        pack_panel(layout, rows, data, panel)
+        rtn::pack_panel(layout, rows, &floats, panel)
     }
 }
 

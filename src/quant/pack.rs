@@ -96,34 +96,50 @@ fn pack_codes(
 ) {
     let (k, group, groups) = (layout.k(), layout.group(), layout.groups());
     for (g, bytes) in panel.chunks_exact_mut(layout.group_bytes()).enumerate() {
-        let (lines, tables) = bytes.split_at_mut(layout.code_bytes());
-        // Padding has the value zero in every format: its scale is zero, and so are the activations
-        // it meets along k. Its codes are those of an empty nibble, to keep files comparable.
-        lines.fill(if layout.format() == Format::Q8 { 0 } else { 0x80 });
-        tables.fill(0);
+        let mut out = GroupPacker::new(layout, bytes);
         for row in 0..rows {
             let codes = &codes[row * k..(row + 1) * k];
             let codes = &codes[g * group..k.min((g + 1) * group)];
-            for (i, &code) in codes.iter().enumerate() {
-                let place = row % 16 * 4 + i % 4;
-                match layout.format() {
-                    Format::Q8 => lines[i / 4 * 128 + row / 16 * 64 + place] = code,
-                    _ if row < 16 => {
-                        let byte = &mut lines[i / 4 * 64 + place];
-                        *byte = (*byte & 0xf0) | code;
-                    }
-                    _ => {
-                        let byte = &mut lines[i / 4 * 64 + place];
-                        *byte = (*byte & 0x0f) | ((code ^ 8) << 4);
-                    }
-                }
+            let offset = offsets.get(row * groups + g).copied();
+            out.row(row, codes, scales[row * groups + g], offset.unwrap_or(0));
+        }
+    }
+}
+
+/// Writes one group of one panel, row by row.
+pub(super) struct GroupPacker<'a> {
+    format: Format,
+    lines: &'a mut [u8],
+    tables: &'a mut [u8],
+}
+
+impl<'a> GroupPacker<'a> {
+    /// An empty group over its bytes.
+    ///
+    /// Rows that are not written have the value zero in every format: their scale is zero, and so
+    /// are the activations that meet the padding along k.
+    pub(super) fn new(layout: &Layout, bytes: &'a mut [u8]) -> Self {
+        let (lines, tables) = bytes.split_at_mut(layout.code_bytes());
+        lines.fill(if layout.format() == Format::Q8 { 0 } else { 0x80 });
+        tables.fill(0);
+        Self { format: layout.format(), lines, tables }
+    }
+
+    /// The codes of one row, as many as it has in this group, its scale, and its offset for the formats
+    /// that have one.
+    pub(super) fn row(&mut self, row: usize, codes: &[u8], scale: f16, offset: u16) {
+        for (i, &code) in codes.iter().enumerate() {
+            let place = row % 16 * 4 + i % 4;
+            if self.format == Format::Q8 {
+                self.lines[i / 4 * 128 + row / 16 * 64 + place] = code;
+                continue;
             }
-            let scale = scales[row * groups + g].to_bits();
-            tables[row * 2..row * 2 + 2].copy_from_slice(&scale.to_le_bytes());
-            if let Some(offset) = offsets.get(row * groups + g) {
-                let at = (PANEL + row) * 2;
-                tables[at..at + 2].copy_from_slice(&offset.to_le_bytes());
-            }
+            let byte = &mut self.lines[i / 4 * 64 + place];
+            *byte = if row < 16 { *byte & 0xf0 | code } else { *byte & 0x0f | (code ^ 8) << 4 };
+        }
+        self.tables[row * 2..row * 2 + 2].copy_from_slice(&scale.to_bits().to_le_bytes());
+        if let Some(slot) = self.tables.get_mut((PANEL + row) * 2..(PANEL + row) * 2 + 2) {
+            slot.copy_from_slice(&offset.to_le_bytes());
         }
     }
 }

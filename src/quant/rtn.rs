@@ -4,54 +4,48 @@
 //! that the file really holds.
 #![forbid(unsafe_code)]
 
+use super::pack::GroupPacker;
 use crate::error::{Error, Result};
-use crate::kernel::layout::{Format, Layout};
+use crate::kernel::layout::{Format, Layout, PANEL};
 use half::f16;
 
-/// Codes, scales and offsets of some rows, as [`super::pack::Rows::Codes`] wants them.
-#[derive(Default)]
-pub struct Quantised {
-    /// One code a weight.
-    pub codes: Vec<u8>,
-    /// One scale for each group of a row.
-    pub scales: Vec<f16>,
-    /// One zero point for each group of a row of [`Format::Q4Z`]; else empty.
-    pub offsets: Vec<u16>,
-}
-
-/// Quantises whole rows of `layout.k()` floats.
+/// Quantises the first `rows` rows of `layout.k()` floats and packs them as one panel; allocates nothing.
 ///
 /// Symmetric four bits use the full range: the value of largest magnitude becomes code 0, which has no
 /// positive partner. Zero points are integers between 0 and 15.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for a weight that is no finite number or too large for an f16 scale, and
-/// [`Error::Unsupported`] for a format this method does not write.
-pub fn quantise_rows(layout: &Layout, rows: &[f32]) -> Result<Quantised> {
-    let mut out = Quantised::default();
-    for row in rows.chunks_exact(layout.k()) {
-        for group in row.chunks(layout.group()) {
-            let scale = match layout.format() {
-                Format::Q8 => bytes(group, &mut out.codes),
-                Format::Q4 => symmetric(group, &mut out.codes),
-                Format::Q4Z => {
-                    let (scale, zero) = with_zero(group, &mut out.codes);
-                    out.offsets.push(zero);
-                    scale
-                }
-                other => {
-                    let what = format!("rounding to the format {}", other.name());
-                    return Err(Error::Unsupported(what));
-                }
-            };
-            if !scale.is_finite() || group.iter().any(|w| !w.is_finite()) {
+/// [`Error::InvalidArgument`] for a weight that is no finite number or too large for an f16 scale, or when
+/// the lengths do not fit the layout; [`Error::Unsupported`] for a format this method does not write.
+pub fn pack_panel(layout: &Layout, rows: usize, x: &[f32], panel: &mut [u8]) -> Result<()> {
+    let (k, group) = (layout.k(), layout.group());
+    if rows > PANEL || x.len() != rows * k || panel.len() != layout.panel_bytes() {
+        let what = "a panel has at most 32 rows, each as long as the layout says";
+        return Err(Error::InvalidArgument(what.into()));
+    }
+    let round = match layout.format() {
+        Format::Q8 => bytes,
+        Format::Q4 => symmetric,
+        Format::Q4Z => with_zero,
+        other => {
+            return Err(Error::Unsupported(format!("rounding to the format {}", other.name())));
+        }
+    };
+    let mut codes = [0_u8; 128];
+    for (g, bytes) in panel.chunks_exact_mut(layout.group_bytes()).enumerate() {
+        let mut out = GroupPacker::new(layout, bytes);
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            let weights = &x[g * group..k.min((g + 1) * group)];
+            let codes = &mut codes[..weights.len()];
+            let (scale, offset) = round(weights, codes);
+            if !scale.is_finite() || weights.iter().any(|w| !w.is_finite()) {
                 let what = "a weight that is infinite, no number, or too large for an f16 scale";
                 return Err(Error::InvalidArgument(what.into()));
             }
-            out.scales.push(scale);
+            out.row(row, codes, scale, offset);
         }
     }
-    Ok(out)
+    Ok(())
 }
 
 /// The reciprocal, or zero for a scale that is zero.
@@ -59,78 +53,80 @@ fn inverse(scale: f16) -> f32 {
     if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() }
 }
 
-fn bytes(group: &[f32], codes: &mut Vec<u8>) -> f16 {
-    let top = group.iter().fold(0.0_f32, |top, w| top.max(w.abs()));
+/// Each rounds one group: codes out, scale and zero point back.
+fn bytes(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
+    let top = weights.iter().fold(0.0_f32, |top, w| top.max(w.abs()));
     let scale = f16::from_f32(top / 127.0);
     let inverse = inverse(scale);
-    codes.extend(group.iter().map(|w| {
-        let code = (w * inverse).round_ties_even().clamp(-127.0, 127.0);
-        (code as i8).cast_unsigned()
-    }));
-    scale
+    for (code, w) in codes.iter_mut().zip(weights) {
+        let value = (w * inverse).round_ties_even().clamp(-127.0, 127.0);
+        *code = (value as i8).cast_unsigned();
+    }
+    (scale, 0)
 }
 
-fn symmetric(group: &[f32], codes: &mut Vec<u8>) -> f16 {
-    let extreme = group.iter().fold(0.0_f32, |top, w| if w.abs() > top.abs() { *w } else { top });
-    let scale = f16::from_f32(extreme / -8.0);
+fn symmetric(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
+    let largest = |top: f32, w: &f32| if w.abs() > top.abs() { *w } else { top };
+    let scale = f16::from_f32(weights.iter().fold(0.0, largest) / -8.0);
     let inverse = inverse(scale);
-    codes.extend(
-        group.iter().map(|w| ((w * inverse).round_ties_even() + 8.0).clamp(0.0, 15.0) as u8),
-    );
-    scale
+    for (code, w) in codes.iter_mut().zip(weights) {
+        *code = ((w * inverse).round_ties_even() + 8.0).clamp(0.0, 15.0) as u8;
+    }
+    (scale, 0)
 }
 
-fn with_zero(group: &[f32], codes: &mut Vec<u8>) -> (f16, u16) {
-    let low = group.iter().fold(0.0_f32, |low, w| low.min(*w));
-    let high = group.iter().fold(0.0_f32, |high, w| high.max(*w));
+fn with_zero(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
+    let low = weights.iter().fold(0.0_f32, |low, w| low.min(*w));
+    let high = weights.iter().fold(0.0_f32, |high, w| high.max(*w));
     let scale = f16::from_f32((high - low) / 15.0);
     let inverse = inverse(scale);
     let zero = (-low * inverse).round_ties_even().clamp(0.0, 15.0);
-    codes.extend(
-        group.iter().map(|w| ((w * inverse).round_ties_even() + zero).clamp(0.0, 15.0) as u8),
-    );
+    for (code, w) in codes.iter_mut().zip(weights) {
+        *code = ((w * inverse).round_ties_even() + zero).clamp(0.0, 15.0) as u8;
+    }
     (scale, zero as u16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Packed;
+    use crate::memory::Aligned;
+    use crate::quant::format::unpack_row;
 
-    fn worst(format: Format, rows: &[f32]) -> f32 {
-        let layout = Layout::new(format, 32, 1, rows.len()).unwrap();
-        let q = quantise_rows(&layout, rows).unwrap();
-        let mut worst = 0.0_f32;
-        for (i, w) in rows.iter().enumerate() {
-            let (g, scale) = (i / 32, q.scales[i / 32].to_f32());
-            let code = f32::from(q.codes[i]);
-            let got = match format {
-                Format::Q8 => scale * f32::from(q.codes[i].cast_signed()),
-                Format::Q4 => scale * (code - 8.0),
-                _ => scale * (code - f32::from(q.offsets[g].cast_signed())),
-            };
-            worst = worst.max((got - w).abs() / scale.abs());
-        }
-        worst
+    /// The largest error of a row of 100 weights between -0.6 and 0.4, in steps of the format.
+    fn worst(format: Format, steps: f32) -> f32 {
+        let row: Vec<f32> = (0..100).map(|i| ((i * 37 % 101) as f32 - 60.0) * 0.01).collect();
+        let layout = Layout::new(format, 32, 1, row.len()).unwrap();
+        let mut panel = Aligned::<u8>::zeroed("test", layout.bytes()).unwrap();
+        pack_panel(&layout, 1, &row, &mut panel).unwrap();
+        let mut out = vec![0.0; row.len()];
+        unpack_row(&Packed::new(layout, &panel).unwrap(), 0, &mut out);
+        let errors = out.iter().zip(&row).map(|(a, b)| (a - b).abs());
+        errors.fold(0.0, f32::max) * steps
     }
 
     #[test]
-    fn every_weight_is_within_half_a_step_where_the_range_allows() {
-        let rows: Vec<f32> = (0..100).map(|i| ((i * 37 % 101) as f32 - 60.0) * 0.01).collect();
-        assert!(worst(Format::Q8, &rows) <= 0.51);
-        assert!(worst(Format::Q4Z, &rows) <= 1.01);
+    fn every_weight_is_within_its_step() {
+        assert!(worst(Format::Q8, 127.0 / 0.6) <= 0.51);
+        assert!(worst(Format::Q4Z, 15.0) <= 1.01);
         // The side opposite to the extreme value has one code less.
-        assert!(worst(Format::Q4, &rows) <= 1.01);
+        assert!(worst(Format::Q4, 8.0 / 0.6) <= 1.01);
     }
 
     #[test]
     fn zeros_stay_zero_and_nonsense_is_refused() {
         let layout = Layout::new(Format::Q4, 32, 1, 32).unwrap();
-        let q = quantise_rows(&layout, &[0.0; 32]).unwrap();
-        assert!(q.codes.iter().all(|code| *code == 8) && q.scales == [f16::ZERO]);
+        let mut panel = Aligned::<u8>::zeroed("test", layout.bytes()).unwrap();
+        pack_panel(&layout, 1, &[0.0; 32], &mut panel).unwrap();
+        let mut out = [1.0; 32];
+        unpack_row(&Packed::new(layout, &panel).unwrap(), 0, &mut out);
+        assert_eq!(out, [0.0; 32]);
         for bad in [f32::NAN, f32::INFINITY, 1e30] {
-            let mut rows = [0.0; 32];
-            rows[7] = bad;
-            assert!(quantise_rows(&layout, &rows).is_err(), "{bad}");
+            let mut row = [0.0; 32];
+            row[7] = bad;
+            assert!(pack_panel(&layout, 1, &row, &mut panel).is_err(), "{bad}");
         }
+        assert!(pack_panel(&layout, 2, &[0.0; 32], &mut panel).is_err());
     }
 }
