@@ -84,10 +84,21 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+/// A host runtime that uses the kernels and nothing else.
+#[test]
+fn the_kernels_alone() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(&mut Command::new(build("kernels", link)));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Nothing is read or written outside its bounds across the interface, and nothing leaks.
 #[test]
 fn c_programs_are_clean_under_sanitizers() {
-    for (program, arguments) in [("misuse", &[][..]), ("generate", &["Once upon a time", "20"])] {
+    let programs =
+        [("misuse", &[][..]), ("kernels", &[]), ("generate", &["Once upon a time", "20"])];
+    for (program, arguments) in programs {
         let program = build(program, Link::Sanitized);
         let symbols = run(Command::new("nm").arg(&program));
         assert!(symbols.contains("__asan_init"), "the sanitizer is not in the program");

@@ -30,6 +30,97 @@
 #define NYBL_ABI_MINOR 0
 
 /**
+ * nybl_layout.format: 32-bit floats.
+ */
+#define NYBL_FORMAT_F32 0
+
+/**
+ * nybl_layout.format: IEEE half-precision floats.
+ */
+#define NYBL_FORMAT_F16 1
+
+/**
+ * nybl_layout.format: bfloat16.
+ */
+#define NYBL_FORMAT_BF16 2
+
+/**
+ * nybl_layout.format: signed bytes in groups, w = scale * q.
+ */
+#define NYBL_FORMAT_Q8 3
+
+/**
+ * nybl_layout.format: four bits in groups, w = scale * (q - 8).
+ */
+#define NYBL_FORMAT_Q4 4
+
+/**
+ * nybl_layout.format: four bits in groups, w = scale * (q - zero), zero an int16.
+ */
+#define NYBL_FORMAT_Q4Z 5
+
+/**
+ * nybl_layout.format: four bits in groups, w = scale * q + minimum, minimum an f16.
+ */
+#define NYBL_FORMAT_Q4M 6
+
+/**
+ * nybl_weights.kind: n rows of k floats; the quantised formats Q8, Q4 and Q4Z round them to nearest.
+ */
+#define NYBL_WEIGHTS_F32 0
+
+/**
+ * nybl_weights.kind: n rows of k halves, for NYBL_FORMAT_F16.
+ */
+#define NYBL_WEIGHTS_F16 1
+
+/**
+ * nybl_weights.kind: n rows of k bfloat16, for NYBL_FORMAT_BF16.
+ */
+#define NYBL_WEIGHTS_BF16 2
+
+/**
+ * nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, int8 for Q8), with scales and
+ * offsets by row and group.
+ */
+#define NYBL_WEIGHTS_CODES 3
+
+/**
+ * A CPU feature: fixed-width vectors of the target's baseline.
+ */
+#define NYBL_CPU_PORTABLE 1
+
+/**
+ * A CPU feature: AVX2 with FMA and F16C.
+ */
+#define NYBL_CPU_AVX2 2
+
+/**
+ * A CPU feature: AVX-512 F, BW, DQ, VL and VNNI.
+ */
+#define NYBL_CPU_AVX512 4
+
+/**
+ * A CPU feature: Arm's Advanced SIMD.
+ */
+#define NYBL_CPU_NEON 8
+
+/**
+ * A CPU feature: SDOT and UDOT.
+ */
+#define NYBL_CPU_DOTPROD 16
+
+/**
+ * A CPU feature: SMMLA.
+ */
+#define NYBL_CPU_I8MM 32
+
+/**
+ * A CPU feature: scalable vectors.
+ */
+#define NYBL_CPU_SVE 64
+
+/**
  * For nybl_tokenize(): begin with the model's begin-of-sequence token if it wants one.
  */
 #define NYBL_TOKENIZE_ADD_SPECIAL 1
@@ -76,6 +167,120 @@ typedef struct nybl_session nybl_session;
  * you do not know by its class.
  */
 typedef int32_t nybl_status;
+
+/**
+ * Format and shape of a matrix W[n, k]: n outputs, k inputs.
+ */
+typedef struct nybl_layout {
+    /**
+     * sizeof(nybl_layout).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_FORMAT_*.
+     */
+    int32_t format;
+    /**
+     * Values of k that share a scale: 32, 64 or 128; ignored for floats.
+     */
+    uint32_t group;
+    /**
+     * Outputs.
+     */
+    uint32_t n;
+    /**
+     * Inputs. Rows that are no whole number of groups are padded.
+     */
+    uint32_t k;
+} nybl_layout;
+
+/**
+ * Weights to be packed, row after row.
+ */
+typedef struct nybl_weights {
+    /**
+     * sizeof(nybl_weights).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_WEIGHTS_*.
+     */
+    int32_t kind;
+    /**
+     * n * k values of that kind.
+     */
+    const void *values;
+    /**
+     * Number of values.
+     */
+    size_t values_count;
+    /**
+     * For codes: one f16 for each row and group, ceil(k / group) of them a row.
+     */
+    const uint16_t *scales;
+    /**
+     * Number of scales.
+     */
+    size_t scales_count;
+    /**
+     * For codes of Q4Z one int16 zero point, of Q4M one f16 minimum, for each row and group; else NULL.
+     */
+    const uint16_t *offsets;
+    /**
+     * Number of offsets.
+     */
+    size_t offsets_count;
+} nybl_weights;
+
+/**
+ * Arguments of nybl_matmul(): y[m, n] = x[m, k] * W[n, k]^T for the outputs n0 to n1.
+ */
+typedef struct nybl_matmul_args {
+    /**
+     * sizeof(nybl_matmul_args).
+     */
+    uint32_t struct_size;
+    /**
+     * CPU features the kernel may use, a sum of NYBL_CPU_*; 0 for all this CPU has.
+     */
+    uint32_t features;
+    /**
+     * The packed weights: nybl_pack_size() bytes, at a multiple of 4 (64 is best).
+     */
+    const void *weights;
+    /**
+     * Their number of bytes.
+     */
+    size_t weights_len;
+    /**
+     * What nybl_quantize_activations() wrote for m rows.
+     */
+    const void *activations;
+    /**
+     * Its number of bytes: nybl_matmul_scratch_size().
+     */
+    size_t activations_len;
+    /**
+     * Activation rows.
+     */
+    size_t m;
+    /**
+     * First output, a multiple of 32.
+     */
+    size_t n0;
+    /**
+     * One past the last output: a multiple of 32, or n.
+     */
+    size_t n1;
+    /**
+     * m rows of outputs; output i of a row is at index i whatever n0 is.
+     */
+    float *y;
+    /**
+     * Floats from one row of y to the next, at least n.
+     */
+    size_t y_stride;
+} nybl_matmul_args;
 
 /**
  * Settings of a runtime; all zeros is the default.
@@ -304,6 +509,71 @@ const char *nybl_status_name(nybl_status status);
  */
 size_t nybl_last_error(char *buffer,
                        size_t capacity);
+
+/**
+ * Stores the bytes that nybl_pack() writes for a matrix of this layout.
+ */
+nybl_status nybl_pack_size(const struct nybl_layout *layout, size_t *bytes);
+
+/**
+ * Packs a matrix into `packed`, which has room for nybl_pack_size() bytes. The result is the same for
+ * every CPU: it may be kept in a file and mapped.
+ */
+nybl_status nybl_pack(const struct nybl_layout *layout,
+                      const struct nybl_weights *weights,
+                      void *packed,
+                      size_t packed_len);
+
+/**
+ * Writes rows `row` to `row + count` of a packed matrix as floats, k for each.
+ */
+nybl_status nybl_unpack_rows(const struct nybl_layout *layout,
+                             const void *packed,
+                             size_t packed_len,
+                             size_t row,
+                             size_t count,
+                             float *out);
+
+/**
+ * Stores the bytes that nybl_quantize_activations() writes for m rows; 64 bytes are a good alignment, 4 the
+ * least.
+ */
+nybl_status nybl_matmul_scratch_size(const struct nybl_layout *layout,
+                                     size_t m,
+                                     size_t *bytes);
+
+/**
+ * Prepares m rows of k floats, `x_stride` floats apart, for products with matrices of this k, group and
+ * kind of format: int8 groups for quantised formats, a copy for floats. One call serves all matrices that
+ * share an input (query, key and value; gate and up).
+ */
+nybl_status nybl_quantize_activations(const struct nybl_layout *layout,
+                                      const float *x,
+                                      size_t x_stride,
+                                      size_t m,
+                                      void *scratch,
+                                      size_t scratch_len);
+
+/**
+ * Multiplies the outputs n0 to n1 on the calling thread. Several threads may call it for different
+ * ranges of one product at the same time. The result does not depend on the ranges, on m or on the CPU.
+ */
+nybl_status nybl_matmul(const struct nybl_layout *layout,
+                        const struct nybl_matmul_args *args);
+
+/**
+ * The features of this CPU that kernels use, a sum of NYBL_CPU_*.
+ */
+uint32_t nybl_cpu_features(void);
+
+/**
+ * Copies the name of the kernel that nybl_matmul() would use, such as "q4-matmul-dotprod", into `buffer`,
+ * zero-terminated and cut to `capacity`.
+ */
+nybl_status nybl_kernel_name(const struct nybl_layout *layout,
+                             uint32_t features,
+                             char *buffer,
+                             size_t capacity);
 
 /**
  * Starts a runtime. `config` may be NULL. Destroy it with nybl_runtime_destroy().

@@ -99,6 +99,12 @@ impl Isa {
         self.0
     }
 
+    /// The features with these bits; unknown bits are dropped.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Isa {
+        Isa(bits & ((1 << Self::FEATURES.len()) - 1))
+    }
+
     /// The mask that a name stands for: the named feature and all weaker ones, or none for `scalar`.
     ///
     /// # Errors

@@ -2,15 +2,23 @@
 //!
 //! Every function checks its pointers, runs inside a panic boundary and answers with a status; results go
 //! through out-parameters, which are set to NULL or zero first. `include/nybl.h` is generated from these
-//! files, so their doc comments speak to a C reader.
+//! files, so their doc comments speak to a C reader. The levels below the engine build without it.
 
-mod model;
-mod runtime;
-mod session;
+mod kernels;
+#[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
 mod status;
+#[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
 mod structs;
 
-pub use model::*;
-pub use runtime::*;
-pub use session::*;
+#[cfg(feature = "text")]
+mod model;
+#[cfg(feature = "text")]
+mod runtime;
+#[cfg(feature = "text")]
+mod session;
+
+pub use kernels::*;
 pub use status::*;
+
+#[cfg(feature = "text")]
+pub use {model::*, runtime::*, session::*};

@@ -105,7 +105,7 @@ pub(super) fn guard_void(body: impl FnOnce()) {
 ///
 /// # Safety
 /// `buffer` points to `capacity` writable bytes, or is NULL.
-unsafe fn copy_text(text: &str, buffer: *mut c_char, capacity: usize) {
+pub(super) unsafe fn copy_text(text: &str, buffer: *mut c_char, capacity: usize) {
     if buffer.is_null() || capacity == 0 {
         return;
     }
