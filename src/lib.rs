@@ -16,6 +16,9 @@
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
 //! - [`docs::safety`]: what is trusted, and what is checked where
 
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("nybl needs a 64-bit target: sizes of models are computed in usize");
+
 pub mod error;
 pub mod isa;
 pub mod kernel;
