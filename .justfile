@@ -18,9 +18,9 @@ features:
 conformance expect="":
     NYBL_EXPECT={{expect}} cargo test --no-default-features --test conformance
 
-# The Rust rows, threads and KV cache under Miri.
+# Packing, threads, blocks and the scalar rows under Miri.
 miri:
-    cargo +nightly miri test --no-default-features --lib
+    cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store
 
 # The C programs under address and undefined-behaviour sanitizers' eyes are part of `test`; this writes
 # the header anew.
