@@ -142,7 +142,8 @@ impl Session {
     #[expect(clippy::should_implement_trait, reason = "fallible, and named so in the C interface")]
     pub fn next(&mut self) -> Result<Next> {
         self.refresh()?;
-        let Some(token) = self.sampler.sample(self.model.runtime().kernels(), &self.logits) else {
+        let kernels = self.model.runtime().kernels();
+        let Some(token) = self.sampler.sample(kernels, &self.logits, &self.tokens) else {
             let reason = "hold no number: the weights are damaged";
             return Err(Error::corrupt(self.model.file(), "logits", reason));
         };

@@ -92,6 +92,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         top_p: args.top_p,
         min_p: args.min_p,
         seed,
+        ..SamplerConfig::default()
     };
     let config = SessionConfig { context: args.context, sampler, ..SessionConfig::default() };
     let mut session = Session::new(Arc::clone(&model), &config)?;
