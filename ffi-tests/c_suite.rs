@@ -40,6 +40,8 @@ fn build(program: &str, shared: bool) -> PathBuf {
         let folder = libraries();
         let folder = folder.display();
         command.arg(format!("-L{folder}")).arg("-lnybl").arg(format!("-Wl,-rpath,{folder}"));
+        // What foreign_verify computes with.
+        command.arg("-lm");
     } else {
         command.arg(libraries().join("libnybl.a")).args(STATIC_LIBRARIES);
     }
@@ -69,6 +71,14 @@ fn misuse_is_answered_with_a_status() {
     for shared in [true, false] {
         let out = run(Command::new(build("misuse", shared)).arg(model()));
         assert_eq!(out, "all as documented\n");
+    }
+}
+
+#[test]
+fn a_foreign_runtime_verifies_its_own_drafts() {
+    for shared in [true, false] {
+        let out = run(&mut Command::new(build("foreign_verify", shared)));
+        assert!(out.ends_with("the same distribution\n"), "{out}");
     }
 }
 

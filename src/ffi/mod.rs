@@ -7,10 +7,12 @@
 mod model;
 mod runtime;
 mod session;
+mod spec;
 mod status;
 mod structs;
 
 pub use model::*;
 pub use runtime::*;
 pub use session::*;
+pub use spec::*;
 pub use status::*;
