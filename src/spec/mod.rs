@@ -5,7 +5,9 @@
 //! sampling uses; [`verify`] decides which drafts stand; [`tree`] says which draft follows which;
 //! [`draft`] proposes, and [`control`] decides how many proposals are worth their time.
 
+pub mod control;
 pub mod distribution;
+pub mod draft;
 pub mod random;
 pub mod tree;
 pub mod verify;
