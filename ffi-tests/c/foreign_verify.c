@@ -157,6 +157,32 @@ static void greedy_stays_greedy(int tree)
     }
 }
 
+static void penalties_see_history_and_drafts(void)
+{
+    static const float logits[3][VOCAB] = {{3, 2, 1, 0, 0}, {3, 2, 1, 0, 0}, {3, 2, 1, 0, 0}};
+    static const uint32_t drafts[2] = {1, 2}, history[1] = {0};
+    uint32_t path[2], next;
+    size_t accepted;
+    nybl_sampler sampler = {0};
+    nybl_verify_args args = {0};
+
+    sampler.struct_size = sizeof sampler;
+    sampler.presence_penalty = 5;
+    args.struct_size = sizeof args;
+    args.vocab = VOCAB;
+    args.logits = logits[0];
+    args.drafts = drafts;
+    args.n_drafts = 2;
+    args.history = history;
+    args.n_history = 1;
+    args.sampler = &sampler;
+    check(nybl_verify(&args, NULL, path, &accepted, &next));
+    if (accepted != 2 || path[0] != 1 || path[1] != 2 || next != 3) {
+        printf("used tokens were not penalised\n");
+        exit(1);
+    }
+}
+
 /* What nybl_verify() must refuse. */
 static void misuse(void)
 {
@@ -212,6 +238,7 @@ int main(void)
         the_distribution_is_the_targets(tree, 1);
         greedy_stays_greedy(tree);
     }
+    penalties_see_history_and_drafts();
     misuse();
     printf("the same distribution\n");
     return 0;

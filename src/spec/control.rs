@@ -317,6 +317,7 @@ mod tests {
     const TILES: fn(usize) -> f64 = |rows| rows.div_ceil(4) as f64 + 0.02 * rows as f64;
 
     #[test]
+    #[cfg_attr(miri, ignore = "long, and only arithmetic")]
     fn within_a_tenth_of_the_best_fixed_length_and_never_slower_than_none() {
         for pass in [FLAT, LINEAR, TILES] {
             for draft in [0.0, 0.1, 0.4] {
@@ -333,6 +334,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "long, and only arithmetic")]
     fn the_text_may_change() {
         let mut controller = Controller::new();
         let bad = World { pass: FLAT, draft: 0.1, acceptance: 0.0 };
@@ -346,6 +348,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "long, and only arithmetic")]
     fn steps_in_the_cost_are_used_to_their_edge() {
         let mut controller = Controller::new();
         speed(&mut controller, &World { pass: TILES, draft: 0.0, acceptance: 0.7 }, 2000, 3);

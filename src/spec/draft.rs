@@ -168,9 +168,9 @@ mod tests {
 
     #[test]
     fn nothing_is_found_where_nothing_was_before() {
-        assert_eq!(drafted(&mut Ngram::new(), &[], 4), []);
-        assert_eq!(drafted(&mut Ngram::new(), &[1], 4), []);
-        assert_eq!(drafted(&mut Ngram::new(), &[1, 2, 3, 4], 4), []);
+        assert!(drafted(&mut Ngram::new(), &[], 4).is_empty());
+        assert!(drafted(&mut Ngram::new(), &[1], 4).is_empty());
+        assert!(drafted(&mut Ngram::new(), &[1, 2, 3, 4], 4).is_empty());
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn the_index_finds_what_a_search_finds_also_after_rewinding() {
         let (mut ngram, mut random, mut text) = (Ngram::new(), Random(3), Vec::new());
-        for _ in 0..600 {
+        for _ in 0..if cfg!(miri) { 60 } else { 600 } {
             match random.bits() % 16 {
                 0 => {
                     text.truncate(random.bits() as usize % (text.len() + 1));
