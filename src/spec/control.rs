@@ -21,13 +21,15 @@ const MEMORY: f64 = 0.99;
 const PROBE_MEMORY: f64 = 0.5;
 /// Drafting that takes less than this share of a plain pass is free.
 const FREE: f64 = 0.01;
-/// How much a new time counts against the ones before.
-const NEWS: f64 = 0.2;
+/// How much a new time counts against the ones before: work of others and cold caches only ever make a
+/// pass longer, so a shorter one says more.
+const SHORTER: f64 = 0.5;
+const LONGER: f64 = 0.1;
 /// How much better than plain decoding a round must be expected to be, since figures are uncertain.
-const MARGIN: f64 = 1.03;
+const MARGIN: f64 = 1.05;
 /// Rounds without drafts before one is tried again; twice as many after each try that did
 /// not turn drafting on.
-const FIRST_PROBE: u32 = 16;
+const FIRST_PROBE: u32 = 32;
 const LAST_PROBE: u32 = 256;
 
 /// What a target pass over each number of rows costs.
@@ -41,17 +43,18 @@ impl Costs {
         let Some(slot) = rows.checked_sub(1).and_then(|row| self.seconds.get_mut(row)) else {
             return;
         };
-        *slot = Some(match *slot {
-            // One time in a hurry of other work must not decide.
-            Some(old) => old + NEWS * (seconds.min(3.0 * old) - old),
-            None => seconds,
-        });
+        *slot = Some(slot.map_or(seconds, |old| blend(old, seconds)));
     }
 
-    /// Seconds of a pass over `rows` rows: measured, or on the line through the nearest measured ones.
-    /// When only a single row has been measured, each further one counts for a third of it.
+    /// Seconds of a pass over `rows` rows: measured, or on the line through the nearest measured ones, up
+    /// to twice as many rows as have been measured. When only a single row has been, the second
+    /// counts for a third of it.
     fn of(&self, rows: usize) -> Option<f64> {
         let at = |row: usize| self.seconds[row - 1].map(|seconds| (row, seconds));
+        let most = (1..=MOST_DRAFTS + 1).rev().find_map(at)?.0;
+        if rows > 2 * most {
+            return None;
+        }
         let below = (1..=rows).rev().find_map(at)?;
         if below.0 == rows {
             return Some(below.1);
@@ -62,6 +65,13 @@ impl Costs {
             .map_or(below.1 / 3.0, |other| (other.1 - below.1) / (other.0 as f64 - below.0 as f64));
         Some(below.1 + slope.max(0.0) * (rows - below.0) as f64)
     }
+}
+
+/// What is known of a time after one more measurement.
+fn blend(old: f64, new: f64) -> f64 {
+    let news = if new < old { SHORTER } else { LONGER };
+    // One interruption must not decide.
+    old + news * (new.min(3.0 * old) - old)
 }
 
 /// How often drafts of one class were accepted, fading.
@@ -128,15 +138,18 @@ impl Default for Controller {
 
 impl Controller {
     /// A controller that knows nothing yet: it begins with one plain pass, to have something to compare
-    /// with, and expects every other draft to be accepted.
+    /// with, and expects drafts to be accepted about as often as their confidence says.
     #[must_use]
     pub fn new() -> Self {
-        let every_other = Acceptance { accepted: 1.0, tried: 2.0 };
+        let expected = |class: usize| Acceptance {
+            accepted: 2.0 * (class + 1) as f64 / (CLASSES + 1) as f64,
+            tried: 2.0,
+        };
         Self {
             costs: Costs::default(),
             draft: None,
-            acceptance: [every_other; CLASSES],
-            overall: every_other,
+            acceptance: std::array::from_fn(expected),
+            overall: Acceptance { accepted: 1.0, tried: 2.0 },
             limit: MOST_DRAFTS,
             always: false,
             refused: 0,
@@ -166,8 +179,7 @@ impl Controller {
     /// Drafting `tokens` tokens took `seconds`.
     pub fn draft_took(&mut self, tokens: usize, seconds: f64) {
         let each = seconds / tokens.max(1) as f64;
-        let old = self.draft.unwrap_or(each);
-        self.draft = Some(old + NEWS * (each.min(3.0 * old) - old));
+        self.draft = Some(self.draft.map_or(each, |old| blend(old, each)));
         self.metrics.draft_seconds = self.draft.unwrap_or_default();
     }
 
