@@ -52,6 +52,8 @@ fn build(program: &str, link: Link) -> PathBuf {
         let folder = libraries();
         let folder = folder.display();
         command.arg(format!("-L{folder}")).arg("-lnybl").arg(format!("-Wl,-rpath,{folder}"));
+        // What foreign_verify computes with.
+        command.arg("-lm");
     } else {
         command.arg(libraries().join("libnybl.a")).args(STATIC_LIBRARIES);
     }
@@ -96,13 +98,25 @@ fn the_kernels_alone() {
 /// Nothing is read or written outside its bounds across the interface, and nothing leaks.
 #[test]
 fn c_programs_are_clean_under_sanitizers() {
-    let programs =
-        [("misuse", &[][..]), ("kernels", &[]), ("generate", &["Once upon a time", "20"])];
+    let programs = [
+        ("misuse", &[][..]),
+        ("kernels", &[]),
+        ("foreign_verify", &[]),
+        ("generate", &["Once upon a time", "20"]),
+    ];
     for (program, arguments) in programs {
         let program = build(program, Link::Sanitized);
         let symbols = run(Command::new("nm").arg(&program));
         assert!(symbols.contains("__asan_init"), "the sanitizer is not in the program");
         run(Command::new(program).arg(model()).args(arguments));
+    }
+}
+
+#[test]
+fn a_foreign_runtime_verifies_its_own_drafts() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(&mut Command::new(build("foreign_verify", link)));
+        assert!(out.ends_with("the same distribution\n"), "{out}");
     }
 }
 

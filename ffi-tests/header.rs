@@ -11,7 +11,7 @@ fn generated() -> String {
     let config = cbindgen::Config::from_file(root().join("include/cbindgen.toml")).unwrap();
     // The order of the header's chapters. Listed as files, because reading the whole crate would
     // put the functions we import into our own header.
-    let builder = ["status", "kernels", "runtime", "model", "session"]
+    let builder = ["status", "kernels", "spec", "runtime", "model", "session"]
         .iter()
         .fold(cbindgen::Builder::new().with_config(config), |builder, file| {
             builder.with_src(root().join(format!("src/ffi/{file}.rs")))

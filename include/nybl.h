@@ -283,6 +283,103 @@ typedef struct nybl_matmul_args {
 } nybl_matmul_args;
 
 /**
+ * How a token is chosen from logits; all zeros is greedy.
+ */
+typedef struct nybl_sampler {
+    /**
+     * sizeof(nybl_sampler).
+     */
+    uint32_t struct_size;
+    /**
+     * Divides the logits before they become probabilities; 0 takes the largest, the lowest id on ties.
+     */
+    float temperature;
+    /**
+     * Keep the top_k largest; 0 keeps all.
+     */
+    uint32_t top_k;
+    /**
+     * Keep the likeliest tokens that together reach this probability; 0 keeps all.
+     */
+    float top_p;
+    /**
+     * Keep tokens at least this much as probable as the likeliest; 0 keeps all.
+     */
+    float min_p;
+    /**
+     * Divides the logit of a token of the history when positive, multiplies it otherwise; 0 for 1.
+     */
+    float repeat_penalty;
+    /**
+     * Taken from the logit of a token for every time it is in the history.
+     */
+    float frequency_penalty;
+    /**
+     * Taken once from the logit of a token that is in the history.
+     */
+    float presence_penalty;
+    /**
+     * How many of the last tokens of the history count; 0 for all.
+     */
+    uint32_t penalty_window;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_sampler;
+
+/**
+ * What nybl_verify() decides over. Rows are the tokens of one pass of the target model: row 0 is the last
+ * token of the sequence, row i + 1 is draft i.
+ */
+typedef struct nybl_verify_args {
+    /**
+     * sizeof(nybl_verify_args).
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens of the vocabulary.
+     */
+    uint32_t vocab;
+    /**
+     * The target's logits after each row: (n_drafts + 1) x vocab.
+     */
+    const float *logits;
+    /**
+     * The drafted tokens.
+     */
+    const uint32_t *drafts;
+    /**
+     * How many there are; may be 0.
+     */
+    size_t n_drafts;
+    /**
+     * The row that each draft follows, lower than the draft's own; NULL for a chain. Drafts that
+     * follow the same row are alternatives. Compute the target so that a row sees itself and its
+     * ancestors only.
+     */
+    const uint32_t *parents;
+    /**
+     * The distributions that the drafts were drawn from, n_drafts x vocab: row r is what the drafts that
+     * follow row r were drawn from, without replacement and in their order, after all of the
+     * drafter's own processing. NULL when the drafts were not drawn: greedy or looked up.
+     */
+    const float *draft_probabilities;
+    /**
+     * The sequence so far, for penalties; may be NULL.
+     */
+    const uint32_t *history;
+    /**
+     * Tokens in history.
+     */
+    size_t n_history;
+    /**
+     * The target's sampler; NULL for greedy.
+     */
+    const struct nybl_sampler *sampler;
+} nybl_verify_args;
+
+/**
  * Settings of a runtime; all zeros is the default.
  */
 typedef struct nybl_runtime_config {
@@ -574,6 +671,25 @@ nybl_status nybl_kernel_name(const struct nybl_layout *layout,
                              uint32_t features,
                              char *buffer,
                              size_t capacity);
+
+/**
+ * Decides which drafts stand. What comes out is distributed exactly as if the target had been sampled
+ * alone; a greedy target gives its own tokens, and so does a seed when the drafts were not drawn.
+ *
+ * Stores the number of accepted drafts in `accepted`, their rows in `path` (room for n_drafts, NULL if
+ * not wanted; 1, 2, 3, ... for a chain) and the token after them in `next`. Keep the target's cache of
+ * row 0 and of the rows in `path`; `next` has not been through the target yet.
+ *
+ * `random` is the state of the random numbers: any value to begin with, then what the last call left.
+ * NULL if the sampler is greedy. NYBL_ERR_INVALID_ARGUMENT, and `random` is as before, for anything out
+ * of range, for needed logits that are all NaN or minus infinity, and for probabilities that are no
+ * distribution or could not have given their draft.
+ */
+nybl_status nybl_verify(const struct nybl_verify_args *args,
+                        uint64_t *random,
+                        uint32_t *path,
+                        size_t *accepted,
+                        uint32_t *next);
 
 /**
  * Starts a runtime. `config` may be NULL. Destroy it with nybl_runtime_destroy().

@@ -6,7 +6,7 @@
 //!
 //! The README has the same in ten lines of C and of Rust.
 //!
-//! The layers, each using only those above it: [`kernel`], [`kv`], [`quant`] (these build alone, with
+//! The layers, each using only those above it: [`kernel`], [`kv`], [`spec`], [`quant`] (these build alone, with
 //! `default-features = false`), then `file`, `model`, `text`, `engine` and the C interface `ffi`.
 //!
 //! # Pages
@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod kv;
 pub mod memory;
 pub mod quant;
+pub mod spec;
 pub mod threads;
 
 #[cfg(feature = "engine")]

@@ -2,7 +2,9 @@
 
 #[cfg(feature = "text")]
 pub mod convert;
+pub mod draft;
 pub mod load;
 pub mod runtime;
 pub mod score;
 pub mod session;
+pub mod speculate;

@@ -142,19 +142,74 @@ impl Session {
     #[expect(clippy::should_implement_trait, reason = "fallible, and named so in the C interface")]
     pub fn next(&mut self) -> Result<Next> {
         self.refresh()?;
-        let Some(token) = self.sampler.sample(self.model.runtime().kernels(), &self.logits) else {
-            let reason = "hold no number: the weights are damaged";
-            return Err(Error::corrupt(self.model.file(), "logits", reason));
+        let kernels = self.model.runtime().kernels();
+        let Some(token) = self.sampler.sample(kernels, &self.logits, &self.tokens) else {
+            return Err(self.damaged());
         };
+        Ok(self.take(token))
+    }
+
+    /// What became of a chosen token.
+    fn take(&mut self, token: u32) -> Next {
         if self.model.eos().contains(&token) {
-            return Ok(Next::End(token));
+            return Next::End(token);
         }
         if self.tokens.len() == self.context {
-            return Ok(Next::ContextFull);
+            return Next::ContextFull;
         }
         self.tokens.push(token);
         self.fresh = false;
-        Ok(Next::Token(token))
+        Next::Token(token)
+    }
+
+    /// Whether all tokens but the last one are in the cache, as they are between two calls of `next`.
+    pub(super) fn is_one_ahead(&self) -> bool {
+        self.table.len() + 1 == self.tokens.len()
+    }
+
+    /// Runs the last token and `drafts` after it in one pass, for a session that is one ahead: the logits
+    /// after each of them, one row after the other. Nothing is kept until [`Session::settle`].
+    pub(super) fn look_ahead<'a>(
+        &mut self,
+        scratch: &'a mut Scratch,
+        drafts: &[u32],
+    ) -> Result<&'a [f32]> {
+        self.check(drafts)?;
+        self.reserve(drafts.len())?;
+        let rows = [&self.tokens[self.table.len()..], drafts].concat();
+        // As in `catch_up`.
+        self.poisoned = true;
+        let model = Arc::clone(&self.model);
+        let parts = Parts {
+            config: model.config(),
+            weights: model.weights(),
+            kernels: model.runtime().kernels(),
+            pool: model.runtime().pool(),
+        };
+        let logits = scratch.forward(parts, &rows, &mut self.store, &self.table, Logits::All);
+        self.poisoned = false;
+        Ok(logits)
+    }
+
+    /// Ends what [`Session::look_ahead`] began: the `accepted` drafts belong to the sequence, and `next`
+    /// was chosen from `logits`, which came after the last of them. The rows of other drafts stay in
+    /// the cache as rubbish that the next pass overwrites.
+    pub(super) fn settle(&mut self, accepted: &[u32], next: u32, logits: &[f32]) -> Next {
+        self.table.commit(1 + accepted.len());
+        self.tokens.extend_from_slice(accepted);
+        self.logits.copy_from_slice(logits);
+        self.fresh = true;
+        self.take(next)
+    }
+
+    /// How tokens are chosen, and from which random numbers.
+    pub(super) fn sampler(&mut self) -> &mut Sampler {
+        &mut self.sampler
+    }
+
+    pub(super) fn damaged(&self) -> Error {
+        let reason = "hold no number: the weights are damaged";
+        Error::corrupt(self.model.file(), "logits", reason)
     }
 
     /// Keeps the first `len` tokens.

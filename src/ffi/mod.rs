@@ -5,6 +5,7 @@
 //! files, so their doc comments speak to a C reader. The levels below the engine build without it.
 
 mod kernels;
+mod spec;
 #[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
 mod status;
 #[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
@@ -18,6 +19,7 @@ mod runtime;
 mod session;
 
 pub use kernels::*;
+pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]

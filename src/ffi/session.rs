@@ -106,6 +106,7 @@ pub unsafe extern "C" fn nybl_session_create(
                     top_p: if config.top_p == 0.0 { 1.0 } else { config.top_p },
                     min_p: config.min_p,
                     seed: config.seed,
+                    ..SamplerConfig::default()
                 },
             };
             let session = Session::new(Arc::clone(model), &config)?;

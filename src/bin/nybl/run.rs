@@ -1,12 +1,16 @@
 //! `nybl run`: a prompt in, its continuation out, streamed.
 
 use crate::{Failure, default_model};
+use nybl::engine::draft::ModelDrafter;
 use nybl::engine::load::Model;
 use nybl::engine::runtime::{Runtime, RuntimeConfig};
 use nybl::engine::session::{Next, Session, SessionConfig};
+use nybl::engine::speculate::Speculator;
+use nybl::spec::control::{Controller, Metrics};
+use nybl::spec::draft::{Drafter, Ngram};
 use nybl::text::sample::SamplerConfig;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,7 +19,8 @@ use std::time::{Duration, Instant, SystemTime};
 #[command(after_help = "Examples:
   nybl run \"Once upon a time\"
   nybl run -m model.nybl -p \"The sea\" -n 100 --temp 0
-  nybl run -m model.gguf -p \"The sea\" --seed 7 --threads 2 --isa avx2 --json")]
+  nybl run -m model.gguf -p \"The sea\" --seed 7 --threads 2 --isa avx2 --json
+  nybl run -m model.nybl --draft small.nybl -p \"The sea\"")]
 pub(crate) struct Args {
     /// The text to continue.
     #[arg(value_name = "PROMPT", conflicts_with = "prompt")]
@@ -53,6 +58,11 @@ pub(crate) struct Args {
     /// Tokens the session can hold [default: the model's].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     context: usize,
+    /// What drafts tokens for the model to check several at a time, which changes the speed and never the
+    /// text: auto (n-grams of the text, when they pay), ngram (always), off, or the file of a smaller
+    /// model with the same vocabulary (when it pays).
+    #[arg(long, default_value = "auto", value_name = "FILE|auto|ngram|off")]
+    draft: String,
     /// Print one JSON object with text, ids and figures instead of the stream.
     #[arg(long)]
     json: bool,
@@ -82,8 +92,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let config = RuntimeConfig { threads: args.threads, isa: args.isa.clone() };
     let runtime = Arc::new(Runtime::new(&config)?);
     let model = match &args.model {
-        Some(path) => Model::open_path(runtime, path)?,
-        None => Model::open(runtime, default_model::source())?,
+        Some(path) => Model::open_path(Arc::clone(&runtime), path)?,
+        None => Model::open(Arc::clone(&runtime), default_model::source())?,
     };
     let seed = args.seed.unwrap_or_else(clock_seed);
     let sampler = SamplerConfig {
@@ -92,9 +102,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         top_p: args.top_p,
         min_p: args.min_p,
         seed,
+        ..SamplerConfig::default()
     };
     let config = SessionConfig { context: args.context, sampler, ..SessionConfig::default() };
-    let mut session = Session::new(Arc::clone(&model), &config)?;
+    let session = Session::new(Arc::clone(&model), &config)?;
+    let mut session = speculate(&args.draft, session, runtime)?;
     let opened = start.elapsed();
 
     let prompt = args.prompt.as_deref().or(args.text.as_deref()).unwrap_or_default();
@@ -157,6 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "text": text,
             "ids": ids,
             "finish": finish.name(),
+            "speculation": speculation(&args.draft, session.controller().metrics()),
             "tokens_per_second": figures.decode_rate(ids.len()),
             "prefill_tokens_per_second": rate(prompt_ids.len(), prefill),
             "time_to_first_token_s": figures.first.as_secs_f64(),
@@ -176,6 +189,41 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         eprintln!("{}", figures.summary(prompt_ids.len(), ids.len(), finish, seed));
     }
     Ok(())
+}
+
+/// The session with what `--draft` asks for.
+fn speculate(draft: &str, session: Session, runtime: Arc<Runtime>) -> nybl::Result<Speculator> {
+    let mut controller = if draft == "ngram" { Controller::always() } else { Controller::new() };
+    let drafter: Box<dyn Drafter> = match draft {
+        "auto" | "ngram" => Box::new(Ngram::new()),
+        "off" => {
+            controller.set_limit(0);
+            Box::new(Ngram::new())
+        }
+        path => {
+            let model = Model::open_path(runtime, Path::new(path))?;
+            Box::new(ModelDrafter::new(model, session.model().vocab())?)
+        }
+    };
+    Speculator::new(session, drafter, controller)
+}
+
+/// What became of the drafts.
+fn speculation(draft: &str, metrics: &Metrics) -> serde_json::Value {
+    let places = metrics.accepted_at.iter().zip(metrics.tried_at);
+    let share =
+        |(accepted, tried): (&u64, u64)| (tried > 0).then(|| *accepted as f64 / tried as f64);
+    serde_json::json!({
+        "draft": draft,
+        "drafted": metrics.drafted,
+        "accepted": metrics.accepted,
+        "target_passes": metrics.passes,
+        "acceptance_at": places.map(share).collect::<Vec<_>>(),
+        "k": metrics.current,
+        "probes": metrics.probes,
+        "pass_seconds": metrics.pass_seconds,
+        "draft_seconds": metrics.draft_seconds,
+    })
 }
 
 struct Figures {

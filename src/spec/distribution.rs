@@ -1,0 +1,286 @@
+//! From logits to the distribution that the next token is drawn from.
+//!
+//! Plain sampling and the verifier both go through here: a verifier that processed logits in its own
+//! way would check drafts against another distribution than the one it promises. Every step is in a
+//! fixed order and in the library's own arithmetic, so a seed gives the same tokens on every device.
+#![forbid(unsafe_code)]
+
+use super::random::Random;
+use crate::error::{Error, Result};
+use crate::kernel::Kernels;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerConfig {
+    /// Divides the logits before they become probabilities; 0 takes the largest logit.
+    pub temperature: f32,
+    /// Keep the `top_k` largest; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020); 1 keeps
+    /// all.
+    pub top_p: f32,
+    /// Keep tokens at least `min_p` times as probable as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// What tokens pay for having been used already; applied before everything else, also when greedy.
+    pub penalties: Penalties,
+    /// Where the random numbers start.
+    pub seed: u64,
+}
+
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            penalties: Penalties::default(),
+            seed: 0,
+        }
+    }
+}
+
+/// What tokens pay for having been used already.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides a used token's logit when positive and multiplies it otherwise (Keskar et al. 2019);
+    /// 1 does nothing.
+    pub repeat: f32,
+    /// Taken from a used token's logit for every use.
+    pub frequency: f32,
+    /// Taken from a used token's logit once.
+    pub presence: f32,
+    /// How many of the last tokens count as used; 0 for all of them.
+    pub window: usize,
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self { repeat: 1.0, frequency: 0.0, presence: 0.0, window: 0 }
+    }
+}
+
+impl Penalties {
+    fn are_off(&self) -> bool {
+        self.repeat == 1.0 && self.frequency == 0.0 && self.presence == 0.0
+    }
+}
+
+impl SamplerConfig {
+    /// Always the likeliest token, the lowest id on ties.
+    #[must_use]
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Whether no random number is needed.
+    #[must_use]
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Whether every setting is in its range.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming the setting.
+    pub fn check(&self) -> Result<()> {
+        let settings = [
+            ("temperature", self.temperature, 0.0, 1e6),
+            ("top_p", self.top_p, 0.0, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("penalties.repeat", self.penalties.repeat, 1e-3, 1e3),
+            ("penalties.frequency", self.penalties.frequency, -1e3, 1e3),
+            ("penalties.presence", self.penalties.presence, -1e3, 1e3),
+        ];
+        for (name, value, low, high) in settings {
+            if !(value >= low && value <= high) {
+                return Err(Error::InvalidArgument(format!(
+                    "{name} is {value}: must be {low} to {high}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tokens before the one to be chosen, oldest first, in two parts: those that are settled, and
+/// drafts that are taken for settled.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct History<'a> {
+    /// The sequence.
+    pub settled: &'a [u32],
+    /// Drafts that follow it.
+    pub drafted: &'a [u32],
+}
+
+/// A distribution over the tokens that the settings leave, likeliest first, and its buffers.
+#[derive(Debug, Default)]
+pub struct Distribution {
+    candidates: Vec<(f32, u32)>,
+    weights: Vec<f32>,
+    penalised: Vec<f32>,
+    used: Vec<u32>,
+}
+
+impl Distribution {
+    /// One step of plain sampling: the token after `history`, whose logits are `logits`; nothing when no
+    /// logit is above minus infinity. A NaN is never chosen. Takes one random number, whatever is
+    /// decided, so that seeds stay comparable, and none when greedy.
+    pub fn choose(
+        &mut self,
+        kernels: &Kernels,
+        config: &SamplerConfig,
+        logits: &[f32],
+        history: History<'_>,
+        random: &mut Random,
+    ) -> Option<u32> {
+        let unit = if config.is_greedy() { 0.0 } else { random.unit() };
+        self.fill(kernels, config, logits, history);
+        self.draw(unit)
+    }
+
+    /// Becomes what `config` makes of `logits` after `history`: all weight on one token when greedy or
+    /// when a logit is plus infinity; empty when no logit is above minus infinity.
+    pub fn fill(
+        &mut self,
+        kernels: &Kernels,
+        config: &SamplerConfig,
+        logits: &[f32],
+        history: History<'_>,
+    ) {
+        if config.penalties.are_off() {
+            self.process(kernels, config, logits);
+        } else {
+            let mut penalised = std::mem::take(&mut self.penalised);
+            penalised.clear();
+            penalised.extend_from_slice(logits);
+            self.punish(&config.penalties, history, &mut penalised);
+            self.process(kernels, config, &penalised);
+            self.penalised = penalised;
+        }
+    }
+
+    /// The probability of a token, linear in the number of candidates.
+    #[must_use]
+    pub fn probability(&self, token: u32) -> f32 {
+        self.entries().find(|entry| entry.0 == token).map_or(0.0, |entry| entry.1)
+    }
+
+    /// Tokens and their probabilities.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, f32)> {
+        self.candidates.iter().zip(&self.weights).map(|((_, id), weight)| (*id, *weight))
+    }
+
+    /// The token at `unit`, from 0 to 1, of the distribution; nothing when it is empty.
+    #[must_use]
+    pub fn draw(&self, unit: f32) -> Option<u32> {
+        let mut left = unit;
+        for (id, weight) in self.entries() {
+            left -= weight;
+            if left < 0.0 {
+                return Some(id);
+            }
+        }
+        // The weights add up to a little less than one.
+        self.entries().filter(|(_, weight)| *weight > 0.0).last().map(|(id, _)| id)
+    }
+
+    /// Takes `draft(token)` from every probability, keeps what is positive and scales it to one: the
+    /// residual distribution. Unchanged when nothing is left, which only rounding can bring about.
+    pub(super) fn subtract(&mut self, draft: impl Fn(u32) -> f64) {
+        let residual = |id: u32, weight: f32| (f64::from(weight) - draft(id)).max(0.0);
+        let total: f64 = self.entries().map(|(id, weight)| residual(id, weight)).sum();
+        if total > 1e-12 {
+            for ((_, id), weight) in self.candidates.iter().zip(&mut self.weights) {
+                *weight = (residual(*id, *weight) / total) as f32;
+            }
+        }
+    }
+
+    fn process(&mut self, kernels: &Kernels, config: &SamplerConfig, logits: &[f32]) {
+        if config.is_greedy() {
+            self.candidates.clear();
+            self.candidates.extend(greedy(logits).map(|id| (logits[id as usize], id)));
+        } else {
+            self.keep_likeliest(config, logits);
+        }
+        let infinite = self.candidates.first().is_some_and(|best| best.0 == f32::INFINITY);
+        if infinite || config.is_greedy() {
+            self.candidates.truncate(1);
+            self.weights.clear();
+            self.weights.resize(self.candidates.len(), 1.0);
+        } else {
+            self.cut_by_probability(kernels, config);
+            self.weigh(kernels, config.temperature);
+        }
+    }
+
+    fn punish(&mut self, penalties: &Penalties, history: History<'_>, logits: &mut [f32]) {
+        let window = if penalties.window == 0 { usize::MAX } else { penalties.window };
+        let latest_first = history.drafted.iter().rev().chain(history.settled.iter().rev());
+        self.used.clear();
+        self.used.extend(latest_first.take(window));
+        self.used.sort_unstable();
+        for uses in self.used.chunk_by(|a, b| a == b) {
+            let Some(logit) = logits.get_mut(uses[0] as usize) else { continue };
+            let repeat = if *logit > 0.0 { 1.0 / penalties.repeat } else { penalties.repeat };
+            *logit =
+                *logit * repeat - (uses.len() as f32 * penalties.frequency + penalties.presence);
+        }
+    }
+
+    /// The candidates, likeliest first, at most `top_k` of them.
+    fn keep_likeliest(&mut self, config: &SamplerConfig, logits: &[f32]) {
+        let usable = |(id, logit): (usize, &f32)| {
+            (*logit > f32::NEG_INFINITY).then_some((*logit, id as u32))
+        };
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().enumerate().filter_map(usable));
+        let order =
+            |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1));
+        let k = config.top_k;
+        if k > 0 && k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(k - 1, order);
+            self.candidates.truncate(k);
+        }
+        self.candidates.sort_unstable_by(order);
+    }
+
+    /// Applies top-p, then min-p, both to the probabilities at temperature one.
+    fn cut_by_probability(&mut self, kernels: &Kernels, config: &SamplerConfig) {
+        if config.top_p >= 1.0 && config.min_p <= 0.0 {
+            return;
+        }
+        self.weigh(kernels, 1.0);
+        let mut total = 0.0;
+        let floor = self.weights.first().map_or(0.0, |best| best * config.min_p);
+        let mut keep = 0;
+        for weight in &self.weights {
+            if keep > 0 && (total >= config.top_p || *weight < floor) {
+                break;
+            }
+            total += weight;
+            keep += 1;
+        }
+        self.candidates.truncate(keep);
+    }
+
+    /// Sets `weights` to the probabilities of the candidates.
+    fn weigh(&mut self, kernels: &Kernels, temperature: f32) {
+        self.weights.clear();
+        self.weights.extend(self.candidates.iter().map(|(logit, _)| logit / temperature));
+        kernels.softmax(&mut self.weights);
+    }
+}
+
+/// The id of the largest logit, the lowest on ties.
+#[must_use]
+pub fn greedy(logits: &[f32]) -> Option<u32> {
+    let mut best = (f32::NEG_INFINITY, None);
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > best.0 {
+            best = (*logit, Some(id as u32));
+        }
+    }
+    best.1
+}
