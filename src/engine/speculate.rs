@@ -126,8 +126,11 @@ impl Speculator {
         if most == 0 {
             return Ok(());
         }
+        let tokens = session.tokens();
+        // What it has to make good after a time without drafts is not the cost of these.
+        self.drafter.prepare(&tokens[..tokens.len() - 1])?;
         let start = Instant::now();
-        self.drafter.draft(session.tokens(), most, draft)?;
+        self.drafter.draft(tokens, most, draft)?;
         let model = session.model();
         let of_no_use =
             |token: &u32| *token as usize >= model.vocab() || model.eos().contains(token);

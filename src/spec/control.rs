@@ -43,6 +43,9 @@ impl Costs {
         let Some(slot) = rows.checked_sub(1).and_then(|row| self.seconds.get_mut(row)) else {
             return;
         };
+        if !(seconds > 0.0 && seconds.is_finite()) {
+            return;
+        }
         *slot = Some(slot.map_or(seconds, |old| blend(old, seconds)));
     }
 
@@ -170,7 +173,8 @@ impl Controller {
         self.limit = limit.min(MOST_DRAFTS);
     }
 
-    /// The target took `seconds` over a pass of `rows` rows.
+    /// The target took `seconds` over a pass of `rows` rows. A time that is none is ignored, as a clock
+    /// too coarse for the pass may give.
     pub fn pass_took(&mut self, rows: usize, seconds: f64) {
         self.costs.report(rows, seconds);
         self.metrics.pass_seconds = self.costs.seconds;
@@ -179,6 +183,9 @@ impl Controller {
     /// Drafting `tokens` tokens took `seconds`.
     pub fn draft_took(&mut self, tokens: usize, seconds: f64) {
         let each = seconds / tokens.max(1) as f64;
+        if !(each >= 0.0 && each.is_finite()) {
+            return;
+        }
         self.draft = Some(self.draft.map_or(each, |old| blend(old, each)));
         self.metrics.draft_seconds = self.draft.unwrap_or_default();
     }
@@ -390,6 +397,23 @@ mod tests {
         }
         assert_eq!(controller.choose(&[1.0, 1.0, 0.1, 0.1]), 2);
         assert_eq!(controller.choose(&[0.1, 1.0]), 0);
+    }
+
+    #[test]
+    fn times_that_are_none_are_ignored() {
+        let mut controller = Controller::new();
+        controller.pass_took(1, 1.0);
+        for none in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            controller.pass_took(1, none);
+            controller.pass_took(2, none);
+        }
+        controller.pass_took(0, 1.0);
+        controller.pass_took(99, 1.0);
+        controller.draft_took(1, f64::NAN);
+        let metrics = controller.metrics();
+        assert_eq!(metrics.pass_seconds[..2], [Some(1.0), None]);
+        assert_eq!(metrics.draft_seconds, 0.0);
+        assert_eq!(controller.choose(&[f32::NAN]), 0);
     }
 
     #[test]

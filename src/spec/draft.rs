@@ -47,8 +47,8 @@ pub trait Drafter: Send {
     /// Whatever stops the source; the caller's generation stops with it.
     fn draft(&mut self, context: &[u32], most: usize, draft: &mut Draft) -> Result<()>;
 
-    /// A prompt has been added: `context` is the sequence now. For work that would otherwise delay the
-    /// first draft.
+    /// The sequence begins with `context`: after a prompt, and before every draft. For work that is not
+    /// part of drafting and not measured as such.
     ///
     /// # Errors
     /// As [`Drafter::draft`].
@@ -100,6 +100,7 @@ impl Ngram {
 
     /// Indexes what has been added to the sequence.
     fn catch_up(&mut self, context: &[u32]) {
+        self.rewind(context.len());
         for next in self.indexed.max(1)..context.len() {
             for n in 1..=LONGEST.min(next) {
                 self.after.insert(gram(&context[next - n..next]), next);
@@ -205,6 +206,13 @@ mod tests {
             }
             assert_eq!(drafted(&mut ngram, &text, 4), searched(&text, 4));
         }
+    }
+
+    #[test]
+    fn another_sequence_without_notice_is_no_disaster() {
+        let mut ngram = Ngram::new();
+        assert_eq!(drafted(&mut ngram, &[1, 2, 3, 4, 1, 2], 2), [3, 4]);
+        assert_eq!(drafted(&mut ngram, &[1, 9, 1], 1), [9]);
     }
 
     #[test]
