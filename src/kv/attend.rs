@@ -6,7 +6,6 @@
 //! whatever the batch, the chunking of the prompt, the block size and the number of threads.
 #![forbid(unsafe_code)]
 
-use super::BLOCK_TOKENS;
 use super::blocks::BlockTable;
 use super::store::KvStore;
 use crate::error::Result;
@@ -164,14 +163,15 @@ impl Task<'_> {
         padded: usize,
     ) {
         let last = first + self.first + self.visible.len() / group;
+        let tokens = keys.store.pool().block_tokens();
         for (index, block) in keys.table.blocks().iter().enumerate() {
-            let start = index * BLOCK_TOKENS;
+            let start = index * tokens;
             if start >= last {
                 break;
             }
             for (row, visible) in self.visible.iter_mut().enumerate() {
                 let seen = first + self.first + row / group + 1;
-                *visible = seen.saturating_sub(start).min(BLOCK_TOKENS) as u32;
+                *visible = seen.saturating_sub(start).min(tokens) as u32;
             }
             let (k, v) = keys.store.block(*block, keys.layer, self.head);
             kernels.attend(&mut AttendStep {
