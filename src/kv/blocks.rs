@@ -438,6 +438,26 @@ impl BlockTable {
         }
     }
 
+    /// Holds the positions up to `to` as dropped by a window: how a snapshot of such a sequence comes
+    /// back. `false`, and nothing changed, when memory for the table is short.
+    ///
+    /// # Panics
+    /// When either end lies inside a block or positions were dropped before: a bug of the caller.
+    #[must_use]
+    pub fn skip(&mut self, pool: &mut BlockPool, to: usize) -> bool {
+        self.truncate(pool, self.len);
+        let range = self.len / pool.tokens..to / pool.tokens;
+        assert!(range.start * pool.tokens == self.len && range.end * pool.tokens == to);
+        assert!(self.dropped.is_empty() && !range.is_empty(), "dropped before");
+        if self.blocks.try_reserve(range.len()).is_err() {
+            return false;
+        }
+        self.blocks.resize(range.end, NULL_BLOCK);
+        self.dropped = range;
+        (self.len, self.reserved) = (to, to);
+        true
+    }
+
     /// The block and the place in it of a position.
     ///
     /// # Panics

@@ -2,7 +2,7 @@
 //!
 //! [`blocks`] decides which block holds which positions and never sees a float, [`prefix`] knows which
 //! blocks a new sequence can take over; [`store`] owns the bytes and never decides anything;
-//! [`attend`] walks the blocks of a sequence.
+//! [`attend`] walks the blocks of a sequence, [`snapshot`] takes one out of the process.
 
 pub mod attend;
 pub mod blocks;
@@ -10,6 +10,7 @@ mod hash;
 pub mod prefix;
 #[cfg(test)]
 mod property;
+pub mod snapshot;
 pub mod store;
 
 /// Tokens in a block unless a cache is made with another number. A multiple of 16 in any case, so that

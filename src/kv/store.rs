@@ -346,6 +346,50 @@ impl KvStore {
         }
     }
 
+    /// Holds the positions of `table` up to `to`, whole blocks, as dropped by a window.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] for the table.
+    pub(super) fn skip(&mut self, table: &mut BlockTable, to: usize) -> Result<()> {
+        let bytes = to / self.pool.block_tokens() * size_of::<u32>();
+        match table.skip(&mut self.pool, to) {
+            true => Ok(()),
+            false => Err(Error::OutOfMemory { what: "the table of a sequence", bytes }),
+        }
+    }
+
+    /// Keys and values of one layer and head for 16 positions from `first`, a multiple of 16.
+    pub(super) fn chunk(
+        &self,
+        table: &BlockTable,
+        first: usize,
+        layer: usize,
+        head: usize,
+    ) -> (&[f32], &[f32]) {
+        let (block, place) = table.locate(&self.pool, first);
+        let (keys, values) = self.block(block, layer, head);
+        let padded = self.shape.padded_dim();
+        let range = place * padded..(place + LANES) * padded;
+        (&keys[range.clone()], &values[range])
+    }
+
+    /// [`KvStore::chunk`], to be written: no other sequence may hold the block.
+    pub(super) fn chunk_mut(
+        &mut self,
+        table: &BlockTable,
+        first: usize,
+        layer: usize,
+        head: usize,
+    ) -> (&mut [f32], &mut [f32]) {
+        let (block, place) = table.locate(&self.pool, first);
+        assert!(self.pool.is_writable(block), "others read the block of {first}");
+        let (at, plane, padded) =
+            (self.offset(layer, head, 0), self.plane(), self.shape.padded_dim());
+        let (keys, values) = self.bytes_of_mut(block)[at..at + 2 * plane].split_at_mut(plane);
+        let range = place * padded..(place + LANES) * padded;
+        (&mut keys[range.clone()], &mut values[range])
+    }
+
     /// Keys and values of one layer and head in a block.
     #[must_use]
     pub fn block(&self, block: u32, layer: usize, head: usize) -> (&[f32], &[f32]) {
