@@ -193,7 +193,7 @@ impl Task<'_> {
 mod tests {
     use super::*;
     use crate::isa::Isa;
-    use crate::kv::store::KvShape;
+    use crate::kv::store::{KvConfig, KvShape};
 
     const SHAPE: KvShape = KvShape { n_layers: 1, n_kv_heads: 2, head_dim: 24 };
     const HEADS: usize = 6;
@@ -203,27 +203,40 @@ mod tests {
         x as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn filled(tokens: usize) -> (KvStore, BlockTable) {
-        let mut store = KvStore::new(SHAPE, 1024);
-        let mut table = BlockTable::default();
-        store.reserve(&mut table, tokens).unwrap();
-        for position in 0..tokens {
+    fn store(block_tokens: usize) -> KvStore {
+        let config = KvConfig { shape: SHAPE, block_tokens, budget: 1 << 22, fingerprint: 0 };
+        KvStore::with(&config).unwrap()
+    }
+
+    fn append(store: &mut KvStore, table: &mut BlockTable, count: usize) {
+        store.reserve(table, count).unwrap();
+        for position in table.len()..table.len() + count {
             let keys: Vec<_> = (0..48).map(|i| noise(position * 48 + i)).collect();
             let values: Vec<_> = (0..48).map(|i| noise(900_000 + position * 48 + i)).collect();
-            store.write(&table, 0, position, &keys, &values);
+            store.write(table, 0, position, &keys, &values);
         }
-        table.commit(tokens);
-        (store, table)
+        table.commit(count);
     }
 
     fn run(isa: Isa, threads: usize, first: usize, m: usize) -> Vec<f32> {
-        let (store, table) = filled(200);
+        let (mut store, mut table) = (store(64), BlockTable::default());
+        append(&mut store, &mut table, 200);
+        run_on(isa, threads, (&store, &table), first, m)
+    }
+
+    fn run_on(
+        isa: Isa,
+        threads: usize,
+        (store, table): (&KvStore, &BlockTable),
+        first: usize,
+        m: usize,
+    ) -> Vec<f32> {
         let kernels = Kernels::new(isa).unwrap();
         let pool = Pool::new(threads).unwrap();
         let mut scratch = AttendScratch::new(m, HEADS, SHAPE.padded_dim()).unwrap();
         let q: Vec<_> = (first * HEADS * 24..(first + m) * HEADS * 24).map(noise).collect();
         let mut out = vec![0.0; q.len()];
-        let keys = Keys { store: &store, table: &table, layer: 0 };
+        let keys = Keys { store, table, layer: 0 };
         attend(&kernels, &pool, keys, first, 0.2, &mut scratch, (&q, &mut out));
         out
     }
@@ -261,6 +274,33 @@ mod tests {
                 let one = run(isa, 1, position, 1);
                 assert_eq!(one, all[position * width..(position + 1) * width], "at {position}");
             }
+        }
+    }
+
+    #[test]
+    fn blocks_of_any_size_in_any_order_give_the_bits_of_one_that_holds_all() {
+        let isa = Isa::detect();
+        let (mut whole, mut table) = (store(256), BlockTable::default());
+        append(&mut whole, &mut table, 200);
+        let want = run_on(isa, 1, (&whole, &table), 170, 3);
+        for block in [16, 32, 48, 64, 128, 256] {
+            let (mut store, mut table) = (store(block), BlockTable::default());
+            // Others take and free blocks in between, so that the order in memory is not that of time.
+            let mut others: Vec<_> = (0..7).map(|_| BlockTable::default()).collect();
+            for (i, count) in [5, 31, 64, 3, 57, 40].into_iter().enumerate() {
+                store.reserve(&mut others[i], 90).unwrap();
+                store.truncate(&mut others[i / 2], 0);
+                append(&mut store, &mut table, count);
+            }
+            let fork = store.fork(&mut table).unwrap();
+            assert_eq!(run_on(isa, 2, (&store, &table), 170, 3), want, "blocks of {block}");
+            // A rollback with other tokens in between, in a copied tail.
+            store.truncate(&mut table, 150);
+            append(&mut store, &mut table, 7);
+            store.truncate(&mut table, 151);
+            append(&mut store, &mut table, 49);
+            assert_eq!(run_on(isa, 2, (&store, &table), 170, 3), want, "blocks of {block}");
+            assert_eq!(run_on(isa, 2, (&store, &fork), 170, 3), want, "blocks of {block}");
         }
     }
 }

@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 /// Where a chain without a parent starts.
-pub(super) const START: u64 = 0x6e79_626c_6b76_0001;
+pub(crate) const START: u64 = 0x6e79_626c_6b76_0001;
 
 /// Adds one word to a chain: an odd multiplication and the shifts of MurmurHash3's `fmix64`
 /// (Appleby 2011). Every step is a bijection of the chain and of the word, so two inputs that differ in
 /// one word only never collide.
 #[inline]
-pub(super) fn mix(chain: u64, word: u64) -> u64 {
+pub(crate) fn mix(chain: u64, word: u64) -> u64 {
     let mut x = (chain ^ word).wrapping_mul(0xff51_afd7_ed55_8ccd);
     x ^= x >> 33;
     x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -17,7 +17,7 @@ pub(super) fn mix(chain: u64, word: u64) -> u64 {
 }
 
 /// Adds bytes to a chain, eight at a time; the last word is padded with zeros and the length added.
-pub(super) fn mix_bytes(chain: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn mix_bytes(chain: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
     let chain = words.iter().fold(chain, |chain, word| mix(chain, u64::from_le_bytes(*word)));
     let mut last = [0; 8];

@@ -6,7 +6,7 @@
 
 pub mod attend;
 pub mod blocks;
-mod hash;
+pub(crate) mod hash;
 pub mod prefix;
 #[cfg(test)]
 mod property;

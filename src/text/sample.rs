@@ -58,6 +58,7 @@ impl SamplerConfig {
 }
 
 /// A sampler and its random state.
+#[derive(Clone)]
 pub struct Sampler {
     config: SamplerConfig,
     random: Random,
@@ -164,6 +165,7 @@ pub fn greedy(logits: &[f32]) -> Option<u32> {
 }
 
 /// `SplitMix64` (Steele, Lea and Flood 2014).
+#[derive(Clone)]
 struct Random(u64);
 
 impl Random {
