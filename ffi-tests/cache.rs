@@ -7,6 +7,7 @@ use nybl::Error;
 use nybl::engine::convert::{Recipe, gguf_to_nybl};
 use nybl::engine::load::Model;
 use nybl::engine::session::{Session, SessionConfig};
+use nybl::kernel::KvFormat;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use support::{data, open, runtime};
@@ -105,6 +106,30 @@ fn a_restored_session_goes_on_where_the_saved_one_was() {
     assert!(bits(&mut second) == bits(&mut first));
     second.append(&text[100..]).unwrap();
     assert!(bits(&mut second) == plain(&model, &text));
+}
+
+#[test]
+fn halves_take_half_the_memory_and_obey_the_same_rules() {
+    let (model, text) = (open(&data("nursery.F16.gguf")), tokens());
+    let config = SessionConfig { kv_format: KvFormat::F16, ..SessionConfig::default() };
+    let half = || Session::new(Arc::clone(&model), &config).unwrap();
+    let (mut full, mut first) = (session(&model), half());
+    full.append(&text).unwrap();
+    first.append(&text).unwrap();
+    assert_eq!(2 * first.bytes().0, full.bytes().0);
+    let want = bits(&mut first);
+    let far = first.logits().unwrap().iter().zip(full.logits().unwrap());
+    let far = far.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far > 0.0 && far < 0.02, "{far}");
+
+    let (mut fork, path) = (first.fork().unwrap(), temporary("cache-half"));
+    first.save(&path).unwrap();
+    fork.truncate(90);
+    fork.append(&text[90..]).unwrap();
+    let mut restored = half();
+    restored.restore(&path).unwrap();
+    assert!(bits(&mut fork) == want && bits(&mut restored) == want);
+    assert!(full.restore(&path).is_err());
 }
 
 #[test]

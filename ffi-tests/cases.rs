@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use nybl::kernel::abi::{
     AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs,
 };
-use nybl::kernel::{Contract, Format, LANES, Layout, PANEL, Run, exp};
+use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, PANEL, Run, exp};
 
 /// A row's function.
 pub(crate) type Function<A> = unsafe extern "C" fn(*const A);
@@ -889,6 +889,7 @@ const BLOCK: usize = 64;
 
 /// Three blocks in a row, with the running state carried over.
 pub(crate) struct AttendCase {
+    format: KvFormat,
     rows: usize,
     d: usize,
     scale: f32,
@@ -906,7 +907,7 @@ struct Block {
 }
 
 impl AttendCase {
-    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(format: KvFormat, seed: u64) -> impl Iterator<Item = Self> {
         const D: [usize; 5] = [16, 32, 64, 80, 128];
         let shapes = D.into_iter().flat_map(|d| (1..=6).map(move |rows| (d, rows)));
         let shapes = shapes.flat_map(|(d, rows)| {
@@ -918,28 +919,41 @@ impl AttendCase {
             .enumerate()
             .filter(|(index, (d, rows, _))| keep(*index, d * rows * 200));
         all.map(move |(index, (d, rows, fill))| {
-            let mut rng = Rng::of_case(seed, index);
+            let rng = &mut Rng::of_case(seed, index);
             Self {
+                format,
                 rows,
                 d,
                 scale: [0.125, 1.0, 3.0][index % 3],
                 fill,
-                q: fill.many(&mut rng, rows * d),
-                blocks: (0..3).map(|i| Block::new(&mut rng, fill, d, rows, index + i)).collect(),
+                q: fill.many(rng, rows * d),
+                blocks: (0..3)
+                    .map(|i| Block::new(rng, (fill, format), d, rows, index + i))
+                    .collect(),
             }
         })
     }
 }
 
 impl Block {
-    fn new(rng: &mut Rng, fill: Floats, d: usize, rows: usize, index: usize) -> Self {
+    fn new(
+        rng: &mut Rng,
+        (fill, format): (Floats, KvFormat),
+        d: usize,
+        rows: usize,
+        index: usize,
+    ) -> Self {
         const VISIBLE: [usize; 8] = [64, 17, 0, 15, 16, 1, 33, 63];
         let visible = (0..rows).map(|row| VISIBLE[(index + row) % VISIBLE.len()].min(BLOCK));
         let visible: Vec<usize> = visible.collect();
         let most = visible.iter().copied().max().unwrap_or(0);
         let positions = most.next_multiple_of(LANES);
         // What no query sees must not show.
-        let mut one = |position| if position < most { fill.one(rng) } else { f32::NAN };
+        let mut one = |position| match format {
+            _ if position >= most => f32::NAN,
+            KvFormat::F32 => fill.one(rng),
+            KvFormat::F16 => f16::from_f32(fill.one(rng)).to_f32(),
+        };
         let mut k = Vec::new();
         for chunk in (0..positions).step_by(LANES) {
             for _ in 0..d {
@@ -948,6 +962,14 @@ impl Block {
         }
         let v = (0..positions * d).map(|i| one(i / d)).collect();
         Self { visible: visible.iter().map(|x| *x as u32).collect(), k, v }
+    }
+
+    /// Values of the format, which they have been rounded to, as its bytes.
+    fn bytes(values: &[f32], format: KvFormat) -> Vec<u8> {
+        match format {
+            KvFormat::F32 => bytemuck::cast_slice(values).to_vec(),
+            KvFormat::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        }
     }
 
     fn key(&self, d: usize, position: usize, i: usize) -> f32 {
@@ -991,8 +1013,8 @@ impl Case for AttendCase {
                 q: arena.input(&self.q, place),
                 rows,
                 d,
-                k: arena.input(&block.k, place),
-                v: arena.input(&block.v, place),
+                k: arena.input(&Block::bytes(&block.k, self.format), place),
+                v: arena.input(&Block::bytes(&block.v, self.format), place),
                 visible: arena.input(&block.visible, place),
                 scale: self.scale,
             };

@@ -6,9 +6,11 @@
 
 use super::load::Model;
 use crate::error::{Error, Result};
+use crate::kernel::KvFormat;
+use crate::kv::BLOCK_TOKENS;
 use crate::kv::blocks::BlockTable;
 use crate::kv::snapshot;
-use crate::kv::store::KvStore;
+use crate::kv::store::{KvConfig, KvStore};
 use crate::memory::Aligned;
 use crate::model::forward::{Logits, Parts, Scratch};
 use crate::text::sample::{Sampler, SamplerConfig};
@@ -24,6 +26,8 @@ pub struct SessionConfig {
     pub prefill_chunk: usize,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
+    /// How keys and values are kept. f16 takes half the memory and rounds them.
+    pub kv_format: KvFormat,
 }
 
 /// What a call of [`Session::next`] came to.
@@ -67,7 +71,11 @@ impl Session {
             )));
         }
         let chunk = if config.prefill_chunk == 0 { 128 } else { config.prefill_chunk };
-        let store = KvStore::new(model.config().kv_shape(), context);
+        let (shape, format) = (model.config().kv_shape(), config.kv_format);
+        let budget = context.next_multiple_of(BLOCK_TOKENS) * shape.token_bytes(format);
+        let block_tokens = BLOCK_TOKENS;
+        let store = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
+        let store = KvStore::with(&store)?;
         let chunk = chunk.min(context);
         let sampler = Sampler::new(config.sampler)?;
         Self::on(

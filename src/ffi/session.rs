@@ -107,6 +107,7 @@ pub unsafe extern "C" fn nybl_session_create(
                     min_p: config.min_p,
                     seed: config.seed,
                 },
+                ..SessionConfig::default()
             };
             let session = Session::new(Arc::clone(model), &config)?;
             let state = State { session, stream: None, text: String::new() };

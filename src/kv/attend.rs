@@ -177,6 +177,7 @@ impl Task<'_> {
             kernels.attend(&mut AttendStep {
                 q: self.q,
                 d: padded,
+                format: keys.store.format(),
                 k,
                 v,
                 visible: self.visible,
@@ -193,6 +194,7 @@ impl Task<'_> {
 mod tests {
     use super::*;
     use crate::isa::Isa;
+    use crate::kernel::KvFormat;
     use crate::kv::store::{KvConfig, KvShape};
 
     const SHAPE: KvShape = KvShape { n_layers: 1, n_kv_heads: 2, head_dim: 24 };
@@ -203,8 +205,9 @@ mod tests {
         x as f32 / (1 << 23) as f32 - 1.0
     }
 
-    fn store(block_tokens: usize) -> KvStore {
-        let config = KvConfig { shape: SHAPE, block_tokens, budget: 1 << 22, fingerprint: 0 };
+    fn store(format: KvFormat, block_tokens: usize) -> KvStore {
+        let (shape, budget) = (SHAPE, 1 << 22);
+        let config = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
         KvStore::with(&config).unwrap()
     }
 
@@ -219,7 +222,7 @@ mod tests {
     }
 
     fn run(isa: Isa, threads: usize, first: usize, m: usize) -> Vec<f32> {
-        let (mut store, mut table) = (store(64), BlockTable::default());
+        let (mut store, mut table) = (store(KvFormat::F32, 64), BlockTable::default());
         append(&mut store, &mut table, 200);
         run_on(isa, threads, (&store, &table), first, m)
     }
@@ -279,12 +282,16 @@ mod tests {
 
     #[test]
     fn blocks_of_any_size_in_any_order_give_the_bits_of_one_that_holds_all() {
+        KvFormat::ALL.into_iter().for_each(any_size_any_order);
+    }
+
+    fn any_size_any_order(format: KvFormat) {
         let isa = Isa::detect();
-        let (mut whole, mut table) = (store(256), BlockTable::default());
+        let (mut whole, mut table) = (store(format, 256), BlockTable::default());
         append(&mut whole, &mut table, 200);
         let want = run_on(isa, 1, (&whole, &table), 170, 3);
         for block in [16, 32, 48, 64, 128, 256] {
-            let (mut store, mut table) = (store(block), BlockTable::default());
+            let (mut store, mut table) = (store(format, block), BlockTable::default());
             // Others take and free blocks in between, so that the order in memory is not that of time.
             let mut others: Vec<_> = (0..7).map(|_| BlockTable::default()).collect();
             for (i, count) in [5, 31, 64, 3, 57, 40].into_iter().enumerate() {

@@ -9,7 +9,7 @@ use super::blocks::BlockTable;
 use super::hash::{START, mix};
 use super::store::{KvConfig, KvShape, KvStore};
 use crate::error::Error;
-use crate::kernel::LANES;
+use crate::kernel::{KvFormat, LANES};
 
 const SHAPE: KvShape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 4 };
 
@@ -50,8 +50,9 @@ struct World {
 
 impl World {
     fn new(block_tokens: usize, blocks: usize) -> Self {
-        let budget = blocks * block_tokens * SHAPE.token_bytes();
-        let config = KvConfig { shape: SHAPE, block_tokens, budget, fingerprint: 1 };
+        let format = KvFormat::F32;
+        let budget = blocks * block_tokens * SHAPE.token_bytes(format);
+        let config = KvConfig { shape: SHAPE, format, block_tokens, budget, fingerprint: 1 };
         let store = KvStore::with(&config).unwrap();
         Self { store, sequences: Vec::new(), gained: 0, refused: 0 }
     }
@@ -178,6 +179,8 @@ impl World {
                     let (block, place) = table.locate(self.store.pool(), position);
                     for head in 0..SHAPE.n_kv_heads {
                         let (keys, values) = self.store.block(block, layer, head);
+                        let keys: &[f32] = bytemuck::cast_slice(keys);
+                        let values: &[f32] = bytemuck::cast_slice(values);
                         for i in 0..4 {
                             let at = place / LANES * LANES * 16 + i * LANES + place % LANES;
                             let got = (keys[at], values[place * 16 + i]);

@@ -7,7 +7,7 @@
 //! | 8 | magic, `nyblkv\r\n` |
 //! | 4 | format version, 1 |
 //! | 4, 4, 4 | layers, KV heads, floats in a head |
-//! | 4 | element type; 0 for f32 |
+//! | 4 | element type: 0 for f32, 1 for f16 |
 //! | 4 | rotated floats of a head |
 //! | 8 | base of the rotary wavelengths, f64 |
 //! | 8 | fingerprint of the model and adapter |
@@ -17,7 +17,7 @@
 //! | 8 | checksum of the above |
 //!
 //! then the tokens (u32 each), then for every 16 positions not dropped, layer after layer and head after
-//! head, the keys (`[d][16]`) and the values (`[16][d]`), heads padded to 16 floats, and at the end the
+//! head, the keys (`[d][16]`) and the values (`[16][d]`), heads padded to 16 elements, and at the end the
 //! checksum of everything behind the header. Blocks do not appear: a snapshot restores into a cache
 //! with another block size to the same bits.
 #![forbid(unsafe_code)]
@@ -26,7 +26,7 @@ use super::blocks::BlockTable;
 use super::hash::{START, mix_bytes};
 use super::store::{KvShape, KvStore};
 use crate::error::{Error, Result};
-use crate::kernel::LANES;
+use crate::kernel::{KvFormat, LANES};
 use crate::memory;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Write};
@@ -52,6 +52,7 @@ pub struct Identity {
 #[derive(Clone, Debug, PartialEq)]
 struct Header {
     shape: KvShape,
+    format: KvFormat,
     identity: Identity,
     tokens: usize,
     dropped: Range<usize>,
@@ -59,13 +60,13 @@ struct Header {
 
 impl Header {
     fn encode(&self) -> [u8; HEADER] {
-        let Self { shape, identity, tokens, dropped } = self;
+        let Self { shape, format, identity, tokens, dropped } = self;
         let small = [
             VERSION,
             shape.n_layers as u32,
             shape.n_kv_heads as u32,
             shape.head_dim as u32,
-            0,
+            *format as u32,
             identity.rope_dim as u32,
         ];
         let large = [
@@ -106,10 +107,11 @@ impl Header {
         if large(HEADER - 8) != mix_bytes(START, &bytes[..HEADER - 8]) {
             return Err(Error::corrupt(name, "header", "does not match its checksum"));
         }
-        if small(24) != 0 {
-            let text = format!("{name}: element type {}; this build reads f32 (0)", small(24));
+        let Some(format) = KvFormat::ALL.into_iter().find(|format| *format as u32 == small(24))
+        else {
+            let text = format!("{name}: element type {}, which this build has not", small(24));
             return Err(Error::Unsupported(text));
-        }
+        };
         let count = |field: &str, at: usize| {
             let found = usize::try_from(large(at)).ok().filter(|count| *count <= 1 << 32);
             found.ok_or_else(|| Error::corrupt(name, field, "is out of range"))
@@ -120,6 +122,7 @@ impl Header {
                 n_kv_heads: small(16) as usize,
                 head_dim: small(20) as usize,
             },
+            format,
             identity: Identity {
                 rope_dim: small(28) as usize,
                 rope_theta: f64::from_bits(large(32)),
@@ -135,7 +138,8 @@ impl Header {
     }
 
     /// The reason why the contents are of no use to a cache of this shape and identity.
-    fn foreign(&self, shape: KvShape, identity: &Identity, block: usize) -> Option<String> {
+    fn foreign(&self, store: &KvStore, identity: &Identity) -> Option<String> {
+        let (shape, format, block) = (store.shape(), store.format(), store.pool().block_tokens());
         let numbers = [
             ("layers", self.shape.n_layers, shape.n_layers),
             ("KV heads", self.shape.n_kv_heads, shape.n_kv_heads),
@@ -145,6 +149,9 @@ impl Header {
         let odd = numbers.into_iter().find(|(_, found, want)| found != want);
         if let Some((what, found, want)) = odd {
             return Some(format!("{found} {what}; the model has {want}"));
+        }
+        if self.format != format {
+            return Some(format!("elements of type {:?}; the cache has {format:?}", self.format));
         }
         let (found, want) = (self.identity.rope_theta, identity.rope_theta);
         if found.to_bits() != want.to_bits() {
@@ -185,7 +192,13 @@ pub fn save(
         return Err(Error::InvalidArgument(text));
     }
     let (shape, dropped) = (store.shape(), table.dropped(store.pool()));
-    let header = Header { shape, identity: *identity, tokens: tokens.len(), dropped };
+    let header = Header {
+        shape,
+        format: store.format(),
+        identity: *identity,
+        tokens: tokens.len(),
+        dropped,
+    };
     let mut sum = START;
     let mut write = |bytes: &[u8], sum: &mut u64| {
         *sum = mix_bytes(*sum, bytes);
@@ -197,8 +210,8 @@ pub fn save(
         for layer in 0..shape.n_layers {
             for head in 0..shape.n_kv_heads {
                 let (keys, values) = store.chunk(table, first, layer, head);
-                write(bytemuck::cast_slice(keys), &mut sum)?;
-                write(bytemuck::cast_slice(values), &mut sum)?;
+                write(keys, &mut sum)?;
+                write(values, &mut sum)?;
             }
         }
     }
@@ -244,8 +257,8 @@ fn fill(
     let mut bytes = [0; HEADER];
     read(&mut bytes, "header")?;
     let header = Header::decode(&bytes, name)?;
-    let (shape, block) = (store.shape(), store.pool().block_tokens());
-    if let Some(reason) = header.foreign(shape, identity, block) {
+    let shape = store.shape();
+    if let Some(reason) = header.foreign(store, identity) {
         return Err(Error::Unsupported(format!("{name}: {reason}")));
     }
     // The room first: a length that no budget allows is refused before memory is taken for it.
@@ -263,8 +276,7 @@ fn fill(
         for layer in 0..shape.n_layers {
             for head in 0..shape.n_kv_heads {
                 let (keys, values) = store.chunk_mut(table, first, layer, head);
-                for floats in [keys, values] {
-                    let bytes = bytemuck::cast_slice_mut(floats);
+                for bytes in [keys, values] {
                     read(bytes, "keys and values")?;
                     sum = mix_bytes(sum, bytes);
                 }
@@ -332,7 +344,12 @@ mod tests {
     const IDENTITY: Identity = Identity { model: 5, rope_theta: 1e4, rope_dim: 4 };
 
     fn empty(block_tokens: usize) -> KvStore {
-        let config = KvConfig { shape: SHAPE, block_tokens, budget: 1 << 17, fingerprint: 5 };
+        of_format(KvFormat::F32, block_tokens)
+    }
+
+    fn of_format(format: KvFormat, block_tokens: usize) -> KvStore {
+        let (shape, budget) = (SHAPE, 1 << 17);
+        let config = KvConfig { shape, format, block_tokens, budget, fingerprint: 5 };
         KvStore::with(&config).unwrap()
     }
 
@@ -405,11 +422,20 @@ mod tests {
             let error = read(64, &identity, &bytes).unwrap_err();
             assert!(matches!(&error, Error::Unsupported(text) if text.contains(reason)), "{error}");
         }
+        let (mut store, mut table) = (of_format(KvFormat::F16, 64), BlockTable::default());
+        let error = restore(&mut store, &mut table, &IDENTITY, (&mut &*bytes, "test"));
+        assert!(error.unwrap_err().to_string().contains("type F32; the cache has F16"));
     }
 
     #[test]
     fn an_absurd_length_takes_no_memory() {
-        let header = Header { shape: SHAPE, identity: IDENTITY, tokens: 1 << 32, dropped: 0..0 };
+        let header = Header {
+            shape: SHAPE,
+            format: KvFormat::F32,
+            identity: IDENTITY,
+            tokens: 1 << 32,
+            dropped: 0..0,
+        };
         let error = read(64, &IDENTITY, &header.encode()).unwrap_err();
         assert!(matches!(error, Error::KvExhausted { .. }), "{error}");
     }

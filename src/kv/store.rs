@@ -2,15 +2,17 @@
 //!
 //! A block holds some positions of every layer and KV head. Keys of 16 positions lie side by side
 //! (`[d][16]`), the order in which a vector of 16 scores is computed with no horizontal sum; values lie
-//! position after position. Heads are padded to a multiple of 16 floats. The operations on sequences
+//! position after position. Heads are padded to a multiple of 16 elements, which are f32 or f16. The operations on sequences
 //! are here because each of them is a decision of [`super::blocks`] followed by a movement of bytes.
 #![forbid(unsafe_code)]
 
 use super::BLOCK_TOKENS;
 use super::blocks::{BlockPool, BlockTable, Exhausted};
 use crate::error::{Error, Result};
-use crate::kernel::LANES;
+use crate::kernel::{KvFormat, LANES};
 use crate::memory::Aligned;
+use bytemuck::Pod;
+use half::f16;
 
 /// What one token occupies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,16 +26,16 @@ pub struct KvShape {
 }
 
 impl KvShape {
-    /// Floats of a head as stored: padded to whole vectors.
+    /// Elements of a head as stored: padded to whole vectors.
     #[must_use]
     pub fn padded_dim(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
     }
 
-    /// Bytes that a token costs.
+    /// Bytes that a token costs in a format.
     #[must_use]
-    pub fn token_bytes(&self) -> usize {
-        2 * self.n_layers * self.n_kv_heads * self.padded_dim() * size_of::<f32>()
+    pub fn token_bytes(&self, format: KvFormat) -> usize {
+        2 * self.n_layers * self.n_kv_heads * self.padded_dim() * format.bytes()
     }
 }
 
@@ -42,6 +44,8 @@ impl KvShape {
 pub struct KvConfig {
     /// What one token occupies.
     pub shape: KvShape,
+    /// How keys and values are kept. f32 changes nothing; f16 rounds them.
+    pub format: KvFormat,
     /// Tokens in a block: 16 to 256, a multiple of 16. Does not change a result.
     pub block_tokens: usize,
     /// Bytes that blocks may occupy; whole blocks of it are used.
@@ -68,17 +72,18 @@ pub struct KvStats {
 /// The blocks themselves and the pool that says which are in use.
 pub struct KvStore {
     shape: KvShape,
+    format: KvFormat,
     pool: BlockPool,
     /// A block has memory from its first use until [`KvStore::trim`].
-    blocks: Vec<Option<Aligned<f32>>>,
+    blocks: Vec<Option<Aligned<u8>>>,
 }
 
 impl KvStore {
-    /// An empty store that grows to at most `tokens` tokens, rounded up to blocks of 64.
+    /// An empty store of f32 that grows to at most `tokens` tokens, rounded up to blocks of 64.
     #[must_use]
     pub fn new(shape: KvShape, tokens: usize) -> Self {
         let pool = BlockPool::new(BLOCK_TOKENS, tokens.div_ceil(BLOCK_TOKENS), 0);
-        Self { shape, pool, blocks: Vec::new() }
+        Self { shape, format: KvFormat::F32, pool, blocks: Vec::new() }
     }
 
     /// An empty store.
@@ -87,7 +92,7 @@ impl KvStore {
     /// [`Error::InvalidArgument`] for a shape without size, a block size out of range, or a budget of
     /// less than one block.
     pub fn with(config: &KvConfig) -> Result<Self> {
-        let KvConfig { shape, block_tokens, budget, fingerprint } = *config;
+        let KvConfig { shape, format, block_tokens, budget, fingerprint } = *config;
         if !block_tokens.is_multiple_of(LANES) || !(LANES..=256).contains(&block_tokens) {
             return Err(Error::InvalidArgument(format!(
                 "blocks of {block_tokens} tokens: must be a multiple of 16 from 16 to 256"
@@ -103,20 +108,26 @@ impl KvStore {
                 shape.n_layers, shape.n_kv_heads, shape.head_dim
             )));
         }
-        let block = block_tokens * shape.token_bytes();
+        let block = block_tokens * shape.token_bytes(format);
         if budget < block {
             return Err(Error::InvalidArgument(format!(
                 "a budget of {budget} bytes holds no block: one takes {block}"
             )));
         }
         let pool = BlockPool::new(block_tokens, budget / block, fingerprint);
-        Ok(Self { shape, pool, blocks: Vec::new() })
+        Ok(Self { shape, format, pool, blocks: Vec::new() })
     }
 
     /// What one token occupies.
     #[must_use]
     pub fn shape(&self) -> KvShape {
         self.shape
+    }
+
+    /// How keys and values are kept.
+    #[must_use]
+    pub fn format(&self) -> KvFormat {
+        self.format
     }
 
     /// Which blocks are in use.
@@ -128,7 +139,7 @@ impl KvStore {
     /// Bytes of a block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.pool.block_tokens() * self.shape.token_bytes()
+        self.pool.block_tokens() * self.shape.token_bytes(self.format)
     }
 
     /// Bytes held by blocks.
@@ -177,14 +188,13 @@ impl KvStore {
     pub fn reserve(&mut self, table: &mut BlockTable, count: usize) -> Result<()> {
         let plan = table.plan(&self.pool, count).map_err(|short| self.exhausted(short))?;
         let mut given = Vec::new();
-        let bytes = plan.blocks().len() * size_of::<Option<Aligned<f32>>>();
+        let bytes = plan.blocks().len() * size_of::<Option<Aligned<u8>>>();
         let no_lists = || Error::OutOfMemory { what: "the list of KV blocks", bytes };
         given.try_reserve_exact(plan.blocks().len()).map_err(|_| no_lists())?;
         self.blocks.try_reserve(plan.blocks().len()).map_err(|_| no_lists())?;
         for block in plan.blocks() {
             if !matches!(self.blocks.get(*block as usize), Some(Some(_))) {
-                let floats = self.block_bytes() / size_of::<f32>();
-                given.push((*block, Aligned::zeroed("a KV block", floats)?));
+                given.push((*block, Aligned::zeroed("a KV block", self.block_bytes())?));
             }
         }
         if !table.reserve(&mut self.pool, &plan) {
@@ -271,29 +281,30 @@ impl KvStore {
         table.commit(path.len());
     }
 
-    /// Floats of the keys (or of the values) of one layer and head in a block.
+    /// Elements of the keys (or of the values) of one layer and head in a block.
     fn plane(&self) -> usize {
         self.pool.block_tokens() * self.shape.padded_dim()
     }
 
-    /// Where keys (0) or values (1) of a layer and head start in a block.
+    /// The element where keys (0) or values (1) of a layer and head start in a block.
     fn offset(&self, layer: usize, head: usize, values: usize) -> usize {
         ((layer * self.shape.n_kv_heads + head) * 2 + values) * self.plane()
     }
 
-    /// Where the key of a place starts among the keys of a layer and head; its floats are 16 apart.
+    /// The element where the key of a place starts among the keys of a layer and head; its elements are
+    /// 16 apart.
     fn key_at(&self, place: usize) -> usize {
         place / LANES * LANES * self.shape.padded_dim() + place % LANES
     }
 
-    fn bytes_of(&self, block: u32) -> &[f32] {
+    fn bytes_of(&self, block: u32) -> &[u8] {
         match self.blocks.get(block as usize) {
             Some(Some(block)) => block,
             _ => unreachable!("a block that a table holds has memory"),
         }
     }
 
-    fn bytes_of_mut(&mut self, block: u32) -> &mut [f32] {
+    fn bytes_of_mut(&mut self, block: u32) -> &mut [u8] {
         match self.blocks.get_mut(block as usize) {
             Some(Some(block)) => block,
             _ => unreachable!("a block that a table holds has memory"),
@@ -301,6 +312,13 @@ impl KvStore {
     }
 
     fn copy_position(&mut self, table: &BlockTable, from: usize, to: usize) {
+        match self.format {
+            KvFormat::F32 => self.copy_elements::<f32>(table, from, to),
+            KvFormat::F16 => self.copy_elements::<f16>(table, from, to),
+        }
+    }
+
+    fn copy_elements<T: Pod>(&mut self, table: &BlockTable, from: usize, to: usize) {
         let padded = self.shape.padded_dim();
         let (from, to) = (table.locate(&self.pool, from), table.locate(&self.pool, to));
         for layer in 0..self.shape.n_layers {
@@ -308,10 +326,12 @@ impl KvStore {
                 let (keys, values) = (self.offset(layer, head, 0), self.offset(layer, head, 1));
                 let (k_from, k_to) = (keys + self.key_at(from.1), keys + self.key_at(to.1));
                 for i in 0..padded {
-                    let x = self.bytes_of(from.0)[k_from + i * LANES];
-                    self.bytes_of_mut(to.0)[k_to + i * LANES] = x;
-                    let x = self.bytes_of(from.0)[values + from.1 * padded + i];
-                    self.bytes_of_mut(to.0)[values + to.1 * padded + i] = x;
+                    let (v_from, v_to) = (from.1 * padded + i, to.1 * padded + i);
+                    let source: &[T] = bytemuck::cast_slice(self.bytes_of(from.0));
+                    let (key, value) = (source[k_from + i * LANES], source[values + v_from]);
+                    let target: &mut [T] = bytemuck::cast_slice_mut(self.bytes_of_mut(to.0));
+                    target[k_to + i * LANES] = key;
+                    target[values + v_to] = value;
                 }
             }
         }
@@ -331,18 +351,33 @@ impl KvStore {
         values: &[f32],
     ) {
         assert!((table.len()..table.reserved()).contains(&position), "{position} is not reserved");
-        let (block, place) = table.locate(&self.pool, position);
+        let at = table.locate(&self.pool, position);
+        match self.format {
+            KvFormat::F32 => self.write_elements(at, layer, (keys, values), |x| x),
+            KvFormat::F16 => self.write_elements(at, layer, (keys, values), to_half),
+        }
+    }
+
+    fn write_elements<T: Pod>(
+        &mut self,
+        (block, place): (u32, usize),
+        layer: usize,
+        (keys, values): (&[f32], &[f32]),
+        convert: impl Fn(f32) -> T,
+    ) {
         let (dim, padded) = (self.shape.head_dim, self.shape.padded_dim());
         assert_eq!((keys.len(), values.len()), (dim * self.shape.n_kv_heads, keys.len()));
         let heads = keys.chunks_exact(dim).zip(values.chunks_exact(dim));
         for (head, (key, value)) in heads.enumerate() {
             let k = self.offset(layer, head, 0) + self.key_at(place);
             let v = self.offset(layer, head, 1) + place * padded;
-            let block = self.bytes_of_mut(block);
+            let block: &mut [T] = bytemuck::cast_slice_mut(self.bytes_of_mut(block));
             for (slot, x) in block[k..].iter_mut().step_by(LANES).zip(key) {
-                *slot = *x;
+                *slot = convert(*x);
             }
-            block[v..][..dim].copy_from_slice(value);
+            for (slot, x) in block[v..].iter_mut().zip(value) {
+                *slot = convert(*x);
+            }
         }
     }
 
@@ -358,17 +393,17 @@ impl KvStore {
         }
     }
 
-    /// Keys and values of one layer and head for 16 positions from `first`, a multiple of 16.
+    /// Bytes of the keys and values of one layer and head for 16 positions from `first`, a multiple of 16.
     pub(super) fn chunk(
         &self,
         table: &BlockTable,
         first: usize,
         layer: usize,
         head: usize,
-    ) -> (&[f32], &[f32]) {
+    ) -> (&[u8], &[u8]) {
         let (block, place) = table.locate(&self.pool, first);
         let (keys, values) = self.block(block, layer, head);
-        let padded = self.shape.padded_dim();
+        let padded = self.shape.padded_dim() * self.format.bytes();
         let range = place * padded..(place + LANES) * padded;
         (&keys[range.clone()], &values[range])
     }
@@ -380,22 +415,31 @@ impl KvStore {
         first: usize,
         layer: usize,
         head: usize,
-    ) -> (&mut [f32], &mut [f32]) {
+    ) -> (&mut [u8], &mut [u8]) {
         let (block, place) = table.locate(&self.pool, first);
         assert!(self.pool.is_writable(block), "others read the block of {first}");
-        let (at, plane, padded) =
-            (self.offset(layer, head, 0), self.plane(), self.shape.padded_dim());
+        let width = self.format.bytes();
+        let (at, plane) = (self.offset(layer, head, 0) * width, self.plane() * width);
+        let padded = self.shape.padded_dim() * width;
         let (keys, values) = self.bytes_of_mut(block)[at..at + 2 * plane].split_at_mut(plane);
         let range = place * padded..(place + LANES) * padded;
         (&mut keys[range.clone()], &mut values[range])
     }
 
-    /// Keys and values of one layer and head in a block.
+    /// Bytes of the keys and values of one layer and head in a block.
     #[must_use]
-    pub fn block(&self, block: u32, layer: usize, head: usize) -> (&[f32], &[f32]) {
-        let at = self.offset(layer, head, 0);
-        self.bytes_of(block)[at..at + 2 * self.plane()].split_at(self.plane())
+    pub fn block(&self, block: u32, layer: usize, head: usize) -> (&[u8], &[u8]) {
+        let width = self.format.bytes();
+        let (at, plane) = (self.offset(layer, head, 0) * width, self.plane() * width);
+        self.bytes_of(block)[at..at + 2 * plane].split_at(plane)
     }
+}
+
+/// To half precision, ties to even. What is out of range becomes the largest number there is, because
+/// an infinity among the keys would turn a whole row to NaN; a NaN stays one, so that damage shows.
+fn to_half(x: f32) -> f16 {
+    let half = f16::from_f32(x);
+    if half.is_infinite() && x.is_finite() { f16::MAX.copysign(half) } else { half }
 }
 
 #[cfg(test)]
@@ -405,6 +449,10 @@ mod tests {
     fn rows(position: usize) -> (Vec<f32>, Vec<f32>) {
         let value = |x: usize| (position * 1000 + x) as f32;
         ((0..24).map(value).collect(), (100..124).map(value).collect())
+    }
+
+    fn floats((keys, values): (&[u8], &[u8])) -> (Vec<f32>, Vec<f32>) {
+        (bytemuck::pod_collect_to_vec(keys), bytemuck::pod_collect_to_vec(values))
     }
 
     fn filled(tokens: usize) -> (KvStore, BlockTable) {
@@ -422,12 +470,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_where_the_layout_says() {
         let (store, table) = filled(70);
-        let (keys, values) = store.block(table.blocks()[1], 1, 2);
+        let (keys, values) = floats(store.block(table.blocks()[1], 1, 2));
         // Position 69 is place 5 of the second block; head 2 starts at channel 16.
         assert_eq!(keys[3 * LANES + 5], 69_019.0);
         assert_eq!(values[5 * 16 + 3], 69_119.0);
         assert_eq!(values[5 * 16 + 8..6 * 16], [0.0; 8]);
-        let (keys, _) = store.block(table.blocks()[0], 1, 0);
+        let (keys, _) = floats(store.block(table.blocks()[0], 1, 0));
         assert_eq!(keys[16 * 16 + 7 * LANES + 1], 17_007.0);
     }
 
@@ -437,7 +485,7 @@ mod tests {
         table.commit(60);
         store.keep_path(&mut table, &[1, 2, 5, 9]);
         assert_eq!(table.len(), 64);
-        let (keys, values) = store.block(table.blocks()[0], 1, 2);
+        let (keys, values) = floats(store.block(table.blocks()[0], 1, 2));
         for (depth, from) in [(60, 61), (61, 62), (62, 65), (63, 69)] {
             let (key, value) = rows(from);
             for i in 0..8 {
@@ -448,9 +496,18 @@ mod tests {
     }
 
     #[test]
+    fn halves_saturate_and_keep_their_nans() {
+        for (x, want) in [(1e6, 65504.0), (-1e6, -65504.0), (65519.0, 65504.0), (0.1, 0.099975586)]
+        {
+            assert_eq!(to_half(x).to_f32(), want);
+        }
+        assert!(to_half(f32::NAN).is_nan() && to_half(f32::INFINITY).is_infinite());
+    }
+
+    #[test]
     fn the_limit_is_a_status_and_changes_nothing() {
         let shape = KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 16 };
-        let block = 64 * shape.token_bytes();
+        let block = 64 * shape.token_bytes(KvFormat::F32);
         let mut store = KvStore::new(shape, 64);
         let mut table = BlockTable::default();
         let error = Error::KvExhausted { needed: 2 * block, available: block, budget: block };
@@ -463,7 +520,13 @@ mod tests {
     #[test]
     fn settings_out_of_range_are_refused() {
         let shape = KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 16 };
-        let good = KvConfig { shape, block_tokens: 16, budget: 1 << 20, fingerprint: 0 };
+        let good = KvConfig {
+            shape,
+            format: KvFormat::F32,
+            block_tokens: 16,
+            budget: 1 << 20,
+            fingerprint: 0,
+        };
         assert!(KvStore::with(&good).is_ok());
         for block_tokens in [0, 8, 24, 272] {
             assert!(KvStore::with(&KvConfig { block_tokens, ..good }).is_err());
