@@ -114,10 +114,14 @@ pub struct AttendArgs {
     pub k: *const u8,
     /// Values of this block.
     pub v: *const u8,
-    /// For each query row, how many positions of this block it sees.
+    /// For each query row, the end of the positions of this block that it sees.
     pub visible: *const u32,
+    /// For each query row, the first position of this block that it sees; none when not below `visible`.
+    pub from: *const u32,
     /// Multiplied onto each score.
     pub scale: f32,
+    /// Scores are bent to lie within this of zero, after the scale; 0 leaves them alone.
+    pub softcap: f32,
     /// For each query row, the largest score so far; starts at minus infinity.
     pub max: *mut f32,
     /// For each query row, 16 partial sums of the weights; start at zero.

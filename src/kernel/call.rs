@@ -140,10 +140,14 @@ pub struct AttendStep<'a> {
     pub k: &'a [u8],
     /// Values of the block: `[position][d]`.
     pub v: &'a [u8],
-    /// For each query row, how many positions of the block it sees.
+    /// For each query row, the end of the positions of the block that it sees.
     pub visible: &'a [u32],
+    /// For each query row, the first position of the block that it sees; none when not below `visible`.
+    pub from: &'a [u32],
     /// Multiplied onto each score.
     pub scale: f32,
+    /// Scores are bent to lie within this of zero, after the scale; 0 leaves them alone.
+    pub softcap: f32,
     /// For each query row, the largest score so far.
     pub max: &'a mut [f32],
     /// For each query row, 16 partial sums of weights.
@@ -360,6 +364,7 @@ impl Kernels {
         let seen = step.visible.iter().max().map_or(0, |&v| v as usize).next_multiple_of(LANES);
         assert!(d > 0 && d.is_multiple_of(LANES), "head of {d} floats is not padded");
         assert!(step.q.len() == rows * d && step.acc.len() == rows * d, "other shape");
+        assert!(step.from.len() == rows, "other shape");
         assert!(step.max.len() == rows && step.sum.len() == rows * LANES, "other shape");
         let width = step.format.bytes();
         for block in [step.k, step.v] {
@@ -376,7 +381,9 @@ impl Kernels {
             k: step.k.as_ptr(),
             v: step.v.as_ptr(),
             visible: step.visible.as_ptr(),
+            from: step.from.as_ptr(),
             scale: step.scale,
+            softcap: step.softcap,
             max: step.max.as_mut_ptr(),
             sum: step.sum.as_mut_ptr(),
             acc: step.acc.as_mut_ptr(),

@@ -287,8 +287,10 @@ pub(super) unsafe fn attend_f16(a: &AttendArgs) {
 /// The pointers of `a` cover what their documentation says.
 #[inline(always)]
 unsafe fn attend_elements<T: Element>(a: &AttendArgs) {
-    // SAFETY: the caller vouches for `rows` numbers.
-    let visible = unsafe { std::slice::from_raw_parts(a.visible, a.rows) };
+    // SAFETY: the caller vouches for `rows` numbers each.
+    let (visible, from) = unsafe {
+        (std::slice::from_raw_parts(a.visible, a.rows), std::slice::from_raw_parts(a.from, a.rows))
+    };
     let most = visible.iter().fold(0, |most, &visible| most.max(visible as usize));
     // Chunks outside, rows inside: keys and values of a chunk stay in the first cache for all rows.
     for first in (0..most).step_by(LANES) {
@@ -300,9 +302,10 @@ unsafe fn attend_elements<T: Element>(a: &AttendArgs) {
                 std::slice::from_raw_parts(a.v.cast::<T>().add(first * a.d), LANES * a.d),
             )
         };
-        for (row, &visible) in visible.iter().enumerate() {
+        for (row, (&visible, &from)) in visible.iter().zip(from).enumerate() {
             let count = LANES.min((visible as usize).saturating_sub(first));
-            if count == 0 {
+            let hidden = LANES.min((from as usize).saturating_sub(first));
+            if count <= hidden {
                 continue;
             }
             // SAFETY: the caller vouches for `rows` rows of each.
@@ -316,8 +319,11 @@ unsafe fn attend_elements<T: Element>(a: &AttendArgs) {
             };
             let mut scores = dot_keys(q, k);
             scores.iter_mut().for_each(|score| *score *= a.scale);
+            if a.softcap != 0.0 {
+                scores.iter_mut().for_each(|score| *score = soft_cap(*score, a.softcap));
+            }
             let larger = |top, score: &f32| if *score > top { *score } else { top };
-            let top = scores[..count].iter().fold(*max, larger);
+            let top = scores[hidden..count].iter().fold(*max, larger);
             if top > *max {
                 // Multiplying by one changes nothing, so the rescale is only needed on a new maximum.
                 let shrink = exp(*max - top);
@@ -325,15 +331,21 @@ unsafe fn attend_elements<T: Element>(a: &AttendArgs) {
                 *max = top;
             }
             // Bits, not branches: a choice by `count` would take the lanes out of their vector.
-            let seen = &SEEN[LANES - count..];
+            let (seen, unseen) = (&SEEN[LANES - count..], &SEEN[LANES - hidden..]);
             let mut weights = [0.0; LANES];
             for i in 0..LANES {
-                weights[i] = f32::from_bits(exp(scores[i] - top).to_bits() & seen[i]);
+                weights[i] = f32::from_bits(exp(scores[i] - top).to_bits() & seen[i] & !unseen[i]);
                 sum[i] += weights[i];
             }
-            add_values(acc, &weights[..count], v);
+            add_values(acc, &weights[hidden..count], &v[hidden * a.d..]);
         }
     }
+}
+
+/// `cap * tanh(score / cap)` (Gemma 2, 2024) through the one exponential function.
+#[inline(always)]
+fn soft_cap(score: f32, cap: f32) -> f32 {
+    cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0))
 }
 
 /// Sixteen dots of `q` with the keys of a chunk: four partial sums over `d` modulo 4, so that the
