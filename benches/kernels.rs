@@ -284,7 +284,7 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
             const BLOCK: usize = 64;
             let q = wave(4 * HEAD);
             let floats = wave(BLOCK * HEAD);
-            let halves: Vec<_> = floats.iter().map(|x| half::f16::from_f32(*x)).collect();
+            let halves: Vec<_> = floats.iter().map(|x| f16::from_f32(*x)).collect();
             let block: Vec<u8> = match format {
                 KvFormat::F32 => bytemuck::cast_slice(&floats).to_vec(),
                 KvFormat::F16 => bytemuck::cast_slice(&halves).to_vec(),

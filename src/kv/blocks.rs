@@ -470,7 +470,7 @@ impl BlockTable {
 
 #[cfg(test)]
 impl BlockPool {
-    /// Invariants I1 to I3 of the cache, for the tables that are all there are.
+    /// References, free list and index agree with the tables, which are all there are.
     pub(super) fn check(&self, tables: &[&BlockTable]) {
         let mut refs = vec![0; self.blocks.len()];
         let held = tables.iter().flat_map(|table| &table.blocks);

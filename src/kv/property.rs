@@ -7,9 +7,12 @@
 
 use super::blocks::BlockTable;
 use super::hash::{START, mix};
+use super::snapshot::{self, Identity};
 use super::store::{KvConfig, KvShape, KvStore};
 use crate::error::Error;
 use crate::kernel::{KvFormat, LANES};
+
+const IDENTITY: Identity = Identity { model: 1, rope_theta: 1e4, rope_dim: 4 };
 
 const SHAPE: KvShape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 4 };
 
@@ -124,10 +127,26 @@ impl World {
         sequence.tokens = all;
     }
 
+    /// Out into a file and back as another sequence, or not at all where there is no room.
+    fn save_and_restore(&mut self, index: usize) {
+        let Sequence { table, tokens } = &self.sequences[index];
+        let (mut file, mut copy) = (Vec::new(), BlockTable::default());
+        snapshot::save(&self.store, table, tokens, &IDENTITY, (&mut file, "test")).unwrap();
+        let file = (&mut &file[..] as &mut dyn std::io::Read, "test");
+        match snapshot::restore(&mut self.store, &mut copy, &IDENTITY, file) {
+            Ok(tokens) => {
+                self.store.publish(&mut copy, &tokens);
+                self.sequences.push(Sequence { table: copy, tokens });
+            }
+            Err(Error::KvExhausted { .. }) => self.refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     fn step(&mut self, rng: &mut Rng) {
         let count = self.sequences.len();
         let index = rng.below(count.max(1));
-        match rng.below(12) {
+        match rng.below(13) {
             0 if count < 6 => {
                 self.sequences.push(Sequence { table: BlockTable::default(), tokens: vec![] });
             }
@@ -161,11 +180,12 @@ impl World {
                 let stats = self.store.stats();
                 assert_eq!(stats.resident, stats.used);
             }
+            8 if count < 6 => self.save_and_restore(index),
             _ => self.append(index, &rng.tokens(60)),
         }
     }
 
-    /// Invariants I1 to I4 and I9: counts, and that every sequence reads what belongs to its tokens.
+    /// Counts, and that every sequence reads what belongs to its tokens.
     fn check(&self) {
         let tables: Vec<_> = self.sequences.iter().map(|sequence| &sequence.table).collect();
         self.store.pool().check(&tables);
