@@ -241,7 +241,8 @@ fn random_operations_keep_the_invariants() {
         refused += world.refused;
     }
     // Neither hits nor a full pool may be missing from what was tested.
-    assert!(cfg!(miri) || (gained > 500 && refused > 5), "{gained} gained, {refused} refused");
+    let enough = gained as u64 > steps / 4 && refused as u64 > steps / 40;
+    assert!(cfg!(miri) || enough, "{gained} gained, {refused} refused");
 }
 
 #[test]
