@@ -20,7 +20,7 @@ conformance expect="":
 
 # Packing, threads, blocks and the scalar rows under Miri.
 miri:
-    cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store
+    cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store spec::tree spec::verify
 
 # The C programs under address and undefined-behaviour sanitizers' eyes are part of `test`; this writes
 # the header anew.

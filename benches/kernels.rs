@@ -14,8 +14,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use half::f16;
 use nybl::isa::Isa;
 use nybl::kernel::{
-    Activations, AttendStep, Format, Input, Kernels, LANES, Layout, MatmulJob, Op, PANEL, Packed,
-    ROWS, Row, Run, abi::MatmulArgs,
+    Activations, AttendStep, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob, Op, PANEL,
+    Packed, ROWS, Row, Run, abi::MatmulArgs,
 };
 use nybl::memory::Aligned;
 use nybl::threads::Pool;
@@ -279,19 +279,28 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
             let mut x = wave(D);
             (D, Box::new(move || kernels.softmax(black_box(&mut x))))
         }
-        Op::Attend => {
+        Op::Attend(format) => {
             const HEAD: usize = 64;
             const BLOCK: usize = 64;
-            let (q, k, v) = (wave(4 * HEAD), wave(BLOCK * HEAD), wave(BLOCK * HEAD));
+            let q = wave(4 * HEAD);
+            let floats = wave(BLOCK * HEAD);
+            let halves: Vec<_> = floats.iter().map(|x| f16::from_f32(*x)).collect();
+            let block: Vec<u8> = match format {
+                KvFormat::F32 => bytemuck::cast_slice(&floats).to_vec(),
+                KvFormat::F16 => bytemuck::cast_slice(&halves).to_vec(),
+            };
             let mut state = (vec![f32::NEG_INFINITY; 4], vec![0.0; 4 * LANES], vec![0.0; 4 * HEAD]);
             let work = move || {
                 kernels.attend(&mut AttendStep {
                     q: black_box(&q),
                     d: HEAD,
-                    k: &k,
-                    v: &v,
+                    format,
+                    k: &block,
+                    v: &block,
                     visible: &[BLOCK as u32; 4],
+                    from: &[0; 4],
                     scale: 0.125,
+                    softcap: 0.0,
                     max: &mut state.0,
                     sum: &mut state.1,
                     acc: &mut state.2,

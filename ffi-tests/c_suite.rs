@@ -9,6 +9,8 @@ fn root() -> PathBuf {
 
 /// Runs a command and returns its standard output.
 fn run(command: &mut Command) -> String {
+    // Cargo names the folder above, where an older library may lie, and that beats a program's rpath.
+    command.env("LD_LIBRARY_PATH", libraries());
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

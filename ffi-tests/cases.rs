@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use nybl::kernel::abi::{
     AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs,
 };
-use nybl::kernel::{Contract, Format, LANES, Layout, PANEL, Run, exp};
+use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, PANEL, Run, exp};
 
 /// A row's function.
 pub(crate) type Function<A> = unsafe extern "C" fn(*const A);
@@ -889,9 +889,11 @@ const BLOCK: usize = 64;
 
 /// Three blocks in a row, with the running state carried over.
 pub(crate) struct AttendCase {
+    format: KvFormat,
     rows: usize,
     d: usize,
     scale: f32,
+    softcap: f32,
     fill: Floats,
     q: Vec<f32>,
     blocks: Vec<Block>,
@@ -899,6 +901,7 @@ pub(crate) struct AttendCase {
 
 struct Block {
     visible: Vec<u32>,
+    from: Vec<u32>,
     /// Chunks of 16 positions, `[d][16]`; as long as a row may read and no longer.
     k: Vec<f32>,
     /// `[position][d]`.
@@ -906,7 +909,7 @@ struct Block {
 }
 
 impl AttendCase {
-    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
+    pub(crate) fn all(format: KvFormat, seed: u64) -> impl Iterator<Item = Self> {
         const D: [usize; 5] = [16, 32, 64, 80, 128];
         let shapes = D.into_iter().flat_map(|d| (1..=6).map(move |rows| (d, rows)));
         let shapes = shapes.flat_map(|(d, rows)| {
@@ -918,28 +921,43 @@ impl AttendCase {
             .enumerate()
             .filter(|(index, (d, rows, _))| keep(*index, d * rows * 200));
         all.map(move |(index, (d, rows, fill))| {
-            let mut rng = Rng::of_case(seed, index);
+            let rng = &mut Rng::of_case(seed, index);
             Self {
+                format,
                 rows,
                 d,
                 scale: [0.125, 1.0, 3.0][index % 3],
+                softcap: [0.0, 0.0, 30.0, 0.5][index % 4],
                 fill,
-                q: fill.many(&mut rng, rows * d),
-                blocks: (0..3).map(|i| Block::new(&mut rng, fill, d, rows, index + i)).collect(),
+                q: fill.many(rng, rows * d),
+                blocks: (0..3)
+                    .map(|i| Block::new(rng, (fill, format), d, rows, index + i))
+                    .collect(),
             }
         })
     }
 }
 
 impl Block {
-    fn new(rng: &mut Rng, fill: Floats, d: usize, rows: usize, index: usize) -> Self {
+    fn new(
+        rng: &mut Rng,
+        (fill, format): (Floats, KvFormat),
+        d: usize,
+        rows: usize,
+        index: usize,
+    ) -> Self {
         const VISIBLE: [usize; 8] = [64, 17, 0, 15, 16, 1, 33, 63];
+        const FROM: [u32; 7] = [0, 0, 3, 16, 31, 0, 64];
         let visible = (0..rows).map(|row| VISIBLE[(index + row) % VISIBLE.len()].min(BLOCK));
         let visible: Vec<usize> = visible.collect();
         let most = visible.iter().copied().max().unwrap_or(0);
         let positions = most.next_multiple_of(LANES);
         // What no query sees must not show.
-        let mut one = |position| if position < most { fill.one(rng) } else { f32::NAN };
+        let mut one = |position| match format {
+            _ if position >= most => f32::NAN,
+            KvFormat::F32 => fill.one(rng),
+            KvFormat::F16 => f16::from_f32(fill.one(rng)).to_f32(),
+        };
         let mut k = Vec::new();
         for chunk in (0..positions).step_by(LANES) {
             for _ in 0..d {
@@ -947,7 +965,16 @@ impl Block {
             }
         }
         let v = (0..positions * d).map(|i| one(i / d)).collect();
-        Self { visible: visible.iter().map(|x| *x as u32).collect(), k, v }
+        let from = (0..rows).map(|row| FROM[(index / 2 + row) % FROM.len()]).collect();
+        Self { visible: visible.iter().map(|x| *x as u32).collect(), from, k, v }
+    }
+
+    /// Values of the format, which they have been rounded to, as its bytes.
+    fn bytes(values: &[f32], format: KvFormat) -> Vec<u8> {
+        match format {
+            KvFormat::F32 => bytemuck::cast_slice(values).to_vec(),
+            KvFormat::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        }
     }
 
     fn key(&self, d: usize, position: usize, i: usize) -> f32 {
@@ -970,9 +997,10 @@ impl Case for AttendCase {
 
     fn describe(&self) -> String {
         let visible: Vec<_> = self.blocks.iter().map(|block| &block.visible).collect();
+        let from: Vec<_> = self.blocks.iter().map(|block| &block.from).collect();
         format!(
-            "rows {} d {} scale {} visible {visible:?} fill {:?}",
-            self.rows, self.d, self.scale, self.fill
+            "rows {} d {} scale {} cap {} visible {visible:?} from {from:?} fill {:?}",
+            self.rows, self.d, self.scale, self.softcap, self.fill
         )
     }
 
@@ -991,10 +1019,12 @@ impl Case for AttendCase {
                 q: arena.input(&self.q, place),
                 rows,
                 d,
-                k: arena.input(&block.k, place),
-                v: arena.input(&block.v, place),
+                k: arena.input(&Block::bytes(&block.k, self.format), place),
+                v: arena.input(&Block::bytes(&block.v, self.format), place),
                 visible: arena.input(&block.visible, place),
+                from: arena.input(&block.from, place),
                 scale: self.scale,
+                softcap: self.softcap,
             };
             // SAFETY: every buffer is as long as its argument says; the caller checked the CPU.
             unsafe { function(&raw const args) };
@@ -1017,16 +1047,24 @@ impl Case for AttendCase {
             for row in 0..rows {
                 let q = &self.q[row * d..(row + 1) * d];
                 let (sum, acc) = (&mut sum[row * LANES..][..LANES], &mut acc[row * d..][..d]);
-                let visible = block.visible[row] as usize;
+                let (from, visible) = (block.from[row] as usize, block.visible[row] as usize);
                 for first in (0..visible).step_by(LANES) {
-                    let positions = first..visible.min(first + LANES);
+                    let positions = first.max(from)..visible.min(first + LANES);
+                    if positions.is_empty() {
+                        continue;
+                    }
                     let score = |position: usize| {
                         let mut partial = [0.0_f32; 4];
                         for i in 0..d {
                             let key = block.key(d, position, i);
                             partial[i % 4] = q[i].mul_add(key, partial[i % 4]);
                         }
-                        ((partial[0] + partial[1]) + (partial[2] + partial[3])) * self.scale
+                        let dot = (partial[0] + partial[1]) + (partial[2] + partial[3]);
+                        let score = dot * self.scale;
+                        match self.softcap {
+                            0.0 => score,
+                            cap => cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0)),
+                        }
                     };
                     let scores: Vec<f32> = positions.clone().map(score).collect();
                     let top = scores.iter().copied().fold(max[row], f32::max);
@@ -1063,15 +1101,20 @@ impl Case for AttendCase {
         let d = self.d;
         for row in 0..self.rows {
             let seen = self.blocks.iter().flat_map(|block| {
-                (0..block.visible[row] as usize).map(move |position| (block, position))
+                let seen = block.from[row] as usize..block.visible[row] as usize;
+                seen.map(move |position| (block, position))
             });
             let scores: Vec<f64> = seen
                 .clone()
                 .map(|(block, position)| {
                     let q = self.q[row * d..][..d].iter().enumerate();
-                    q.map(|(i, q)| f64::from(*q) * f64::from(block.key(d, position, i)))
-                        .sum::<f64>()
-                        * f64::from(self.scale)
+                    let dot: f64 =
+                        q.map(|(i, q)| f64::from(*q) * f64::from(block.key(d, position, i))).sum();
+                    let score = dot * f64::from(self.scale);
+                    match f64::from(self.softcap) {
+                        0.0 => score,
+                        cap => cap * (score / cap).tanh(),
+                    }
                 })
                 .collect();
             if scores.is_empty() {

@@ -80,7 +80,7 @@ fn check(row: &Row, seed: u64) -> Result<(), String> {
         Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
         Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),
         Op::Softmax => each(row, seed, SoftmaxCase::all(seed)),
-        Op::Attend => each(row, seed, AttendCase::all(seed)),
+        Op::Attend(format) => each(row, seed, AttendCase::all(format, seed)),
     }
 }
 

@@ -555,6 +555,11 @@ typedef struct nybl_event {
 #define NYBL_ERR_IO 514
 
 /**
+ * The KV cache has used its budget up; truncate or free a sequence.
+ */
+#define NYBL_ERR_KV_EXHAUSTED 515
+
+/**
  * A file contradicts its own format.
  */
 #define NYBL_ERR_CORRUPT 769

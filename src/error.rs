@@ -45,6 +45,15 @@ pub enum Error {
         /// The context length in tokens.
         limit: usize,
     },
+    /// The KV cache has used its budget up. Nothing has changed.
+    KvExhausted {
+        /// Bytes that the call needed.
+        needed: usize,
+        /// Bytes of the budget that no sequence holds.
+        available: usize,
+        /// The whole budget in bytes.
+        budget: usize,
+    },
     /// An earlier call on this session failed part-way; reset it to go on.
     Poisoned,
     /// A bug in nybl, caught before it could reach the host.
@@ -80,6 +89,10 @@ impl fmt::Display for Error {
             Self::ContextFull { limit } => write!(
                 f,
                 "context full: {limit} tokens; truncate or reset the session, or open it with a larger context"
+            ),
+            Self::KvExhausted { needed, available, budget } => write!(
+                f,
+                "KV cache full: {needed} bytes needed and {available} of {budget} free; truncate or free a sequence, or give the cache a larger budget"
             ),
             Self::Poisoned => {
                 write!(f, "an earlier call on this session failed; reset it before going on")

@@ -7,6 +7,8 @@ use crate::file::gguf::Gguf;
 use crate::file::metadata::Metadata;
 use crate::file::nybl::Nybl;
 use crate::file::source::Source;
+use crate::kv::hash::{START, mix_bytes};
+use crate::kv::snapshot::Identity;
 use crate::model::config::Config;
 use crate::model::weights::{Matrix, Weights};
 #[cfg(feature = "text")]
@@ -127,6 +129,24 @@ impl Model {
         self.tokenizer.as_ref().ok_or_else(|| {
             Error::Unsupported(format!("{}: holds no tokenizer; work on token ids", self.file))
         })
+    }
+
+    /// What keys and values computed with this model are worth: equal identities, equal bits. The weights
+    /// are sampled, 4 KiB at both ends of each matrix, because reading gigabytes would cost more than
+    /// what a snapshot saves.
+    #[must_use]
+    pub fn kv_identity(&self) -> Identity {
+        let config = format!("{:?}", self.config);
+        let mut model = mix_bytes(START, config.as_bytes());
+        for matrix in self.weights.matrices() {
+            let (packed, end) = (matrix.packed(), 4096);
+            let bytes = packed.bytes();
+            model = mix_bytes(model, format!("{:?}", packed.layout()).as_bytes());
+            model = mix_bytes(model, &bytes[..bytes.len().min(end)]);
+            model = mix_bytes(model, &bytes[bytes.len().saturating_sub(end)..]);
+        }
+        let Config { rope_theta, rope_dim, .. } = self.config;
+        Identity { model, rope_theta, rope_dim }
     }
 
     /// Bytes of weights in private memory, and bytes in the mapping.

@@ -6,12 +6,16 @@
 
 use super::load::Model;
 use crate::error::{Error, Result};
+use crate::kernel::KvFormat;
+use crate::kv::BLOCK_TOKENS;
 use crate::kv::blocks::BlockTable;
-use crate::kv::store::KvStore;
+use crate::kv::snapshot;
+use crate::kv::store::{KvConfig, KvStore};
 use crate::memory::Aligned;
 use crate::model::forward::{Logits, Parts, Scratch};
 use crate::text::sample::{Sampler, SamplerConfig};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Settings of a [`Session`].
 #[derive(Clone, Debug, Default)]
@@ -22,6 +26,8 @@ pub struct SessionConfig {
     pub prefill_chunk: usize,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
+    /// How keys and values are kept. f16 takes half the memory and rounds them.
+    pub kv_format: KvFormat,
 }
 
 /// What a call of [`Session::next`] came to.
@@ -38,7 +44,8 @@ pub enum Next {
 /// One sequence on a model.
 pub struct Session {
     model: Arc<Model>,
-    store: KvStore,
+    /// Shared with the forks of this session.
+    store: Arc<Mutex<KvStore>>,
     table: BlockTable,
     scratch: Scratch,
     tokens: Vec<u32>,
@@ -46,6 +53,7 @@ pub struct Session {
     fresh: bool,
     sampler: Sampler,
     context: usize,
+    chunk: usize,
     poisoned: bool,
 }
 
@@ -63,24 +71,122 @@ impl Session {
             )));
         }
         let chunk = if config.prefill_chunk == 0 { 128 } else { config.prefill_chunk };
+        let (shape, format) = (model.config().kv_shape(), config.kv_format);
+        let budget = context.next_multiple_of(BLOCK_TOKENS) * shape.token_bytes(format);
+        let block_tokens = BLOCK_TOKENS;
+        let store = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
+        let store = KvStore::with(&store)?;
         let chunk = chunk.min(context);
-        let scratch = Scratch::new(model.config(), model.weights(), chunk, 1)?;
+        let sampler = Sampler::new(config.sampler)?;
+        Self::on(
+            model,
+            Arc::new(Mutex::new(store)),
+            BlockTable::default(),
+            sampler,
+            (context, chunk),
+        )
+    }
+
+    /// A session over `table` in `store`; on failure the table is dropped as it is.
+    fn on(
+        model: Arc<Model>,
+        store: Arc<Mutex<KvStore>>,
+        table: BlockTable,
+        sampler: Sampler,
+        (context, chunk): (usize, usize),
+    ) -> Result<Self> {
         let mut tokens = Vec::new();
         tokens
             .try_reserve_exact(context)
             .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: context * 4 })?;
         Ok(Self {
-            store: KvStore::new(model.config().kv_shape(), context),
-            table: BlockTable::default(),
-            scratch,
+            store,
+            table,
+            scratch: Scratch::new(model.config(), model.weights(), chunk, 1)?,
             tokens,
             logits: Aligned::zeroed("logits", model.vocab())?,
             fresh: false,
-            sampler: Sampler::new(config.sampler)?,
+            sampler,
             context,
+            chunk,
             poisoned: false,
             model,
         })
+    }
+
+    /// A second session with the same tokens and the same state of the sampler. The two share all KV
+    /// blocks until one of them writes into one, and compute one after the other, on the same threads.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], [`Error::OutOfMemory`].
+    pub fn fork(&mut self) -> Result<Self> {
+        self.check(&[])?;
+        let (model, store) = (Arc::clone(&self.model), Arc::clone(&self.store));
+        let shape = (self.context, self.chunk);
+        // Everything that can fail comes before blocks are shared.
+        let mut fork = Self::on(model, store, BlockTable::default(), self.sampler.clone(), shape)?;
+        fork.tokens.extend_from_slice(&self.tokens);
+        fork.logits.copy_from_slice(&self.logits);
+        fork.fresh = self.fresh;
+        let mut store = lock(&self.store);
+        fit(&mut store, self.context, Arc::strong_count(&self.store));
+        fork.table = store.fork(&mut self.table)?;
+        drop(store);
+        Ok(fork)
+    }
+
+    /// Writes tokens, keys and values to the file at `path`, replacing it whole or not at all. The state
+    /// of the sampler is no part of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; as [`Session::logits`].
+    pub fn save(&mut self, path: &Path) -> Result<()> {
+        self.refresh()?;
+        let (identity, store) = (self.model.kv_identity(), lock(&self.store));
+        snapshot::save_file(&store, &self.table, &self.tokens, &identity, path)
+    }
+
+    /// Replaces the sequence by the one in the file at `path`, which [`Session::save`] wrote, in this
+    /// process or another one. On failure nothing has changed.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] or [`Error::Unsupported`] with the reason why the file cannot be used,
+    /// [`Error::ContextFull`] when it holds more tokens than fit, [`Error::Io`], [`Error::OutOfMemory`].
+    pub fn restore(&mut self, path: &Path) -> Result<()> {
+        let (context, sessions) = (self.context, Arc::strong_count(&self.store));
+        let mut store = lock(&self.store);
+        // Both sequences exist for a moment.
+        fit(&mut store, context, sessions + 1);
+        let mut table = BlockTable::default();
+        let found = snapshot::restore_file(&mut store, &mut table, &self.model.kv_identity(), path);
+        let vocab = self.model.vocab();
+        let full = Error::ContextFull { limit: context };
+        let found = found.map_err(|error| match error {
+            Error::KvExhausted { .. } => full.clone(),
+            error => error,
+        });
+        let found = found.and_then(|tokens| match tokens.iter().find(|t| **t as usize >= vocab) {
+            _ if tokens.len() > context => Err(full),
+            Some(token) => {
+                let reason = format!("holds token {token} of a vocabulary of {vocab}");
+                Err(Error::corrupt(path.display().to_string(), "tokens", reason))
+            }
+            None => Ok(tokens),
+        });
+        if found.is_ok() {
+            std::mem::swap(&mut table, &mut self.table);
+        }
+        store.truncate(&mut table, 0);
+        fit(&mut store, context, sessions);
+        let found = found?;
+        store.publish(&mut self.table, &found);
+        // The logits are not in the file: the step of the last token is repeated, to the same bits.
+        store.truncate(&mut self.table, found.len().saturating_sub(1));
+        self.tokens.clear();
+        self.tokens.extend_from_slice(&found);
+        self.fresh = false;
+        self.poisoned = false;
+        Ok(())
     }
 
     /// The model.
@@ -101,11 +207,11 @@ impl Session {
         self.context
     }
 
-    /// Bytes of KV blocks, and of all other buffers.
+    /// Bytes of KV blocks, those of forks included, and of all other buffers.
     #[must_use]
     pub fn bytes(&self) -> (usize, usize) {
         let other = self.scratch.bytes() + self.logits.bytes() + 4 * self.tokens.capacity();
-        (self.store.bytes(), other)
+        (lock(&self.store).bytes(), other)
     }
 
     /// Adds tokens to the sequence and runs them through the model.
@@ -119,8 +225,14 @@ impl Session {
         if tokens.is_empty() {
             return Ok(());
         }
-        self.reserve(tokens.len())?;
+        let before = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
+        if let Err(error) = self.reserve(0) {
+            self.tokens.truncate(before);
+            let keep = self.table.len().min(before);
+            lock(&self.store).truncate(&mut self.table, keep);
+            return Err(error);
+        }
         self.catch_up();
         Ok(())
     }
@@ -186,7 +298,9 @@ impl Session {
             kernels: model.runtime().kernels(),
             pool: model.runtime().pool(),
         };
-        let logits = scratch.forward(parts, &rows, &mut self.store, &self.table, Logits::All);
+        let mut store = lock(&self.store);
+        let logits = scratch.forward(parts, &rows, &mut store, &self.table, Logits::All);
+        drop(store);
         self.poisoned = false;
         Ok(logits)
     }
@@ -219,7 +333,7 @@ impl Session {
             // The logits after the last token kept are gone: its step is repeated when they are asked
             // for, which gives the same bits.
             let keep = self.table.len().min(len.saturating_sub(1));
-            self.store.truncate(&mut self.table, keep);
+            lock(&self.store).truncate(&mut self.table, keep);
             self.fresh = false;
         }
     }
@@ -247,10 +361,13 @@ impl Session {
         }
     }
 
-    /// Makes room in the cache for all tokens of the sequence and `count` more.
-    fn reserve(&mut self, count: usize) -> Result<()> {
-        let missing = self.tokens.len() + count - self.table.len();
-        self.store.reserve(&mut self.table, missing)
+    /// Makes room in the cache for all tokens of the sequence and `ahead` more, taking over what is
+    /// cached of them.
+    fn reserve(&mut self, ahead: usize) -> Result<()> {
+        let mut store = lock(&self.store);
+        store.reuse(&mut self.table, &self.tokens);
+        let missing = self.tokens.len() + ahead - self.table.len();
+        store.reserve(&mut self.table, missing)
     }
 
     /// Runs what is not yet in the cache, so that `logits` belong to the last token.
@@ -278,17 +395,39 @@ impl Session {
             kernels: model.runtime().kernels(),
             pool: model.runtime().pool(),
         };
+        let mut store = lock(&self.store);
         while self.table.len() < self.tokens.len() {
             let left = &self.tokens[self.table.len()..];
             let chunk = &left[..left.len().min(self.scratch.most())];
             let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
-            let logits = self.scratch.forward(parts, chunk, &mut self.store, &self.table, want);
+            let logits = self.scratch.forward(parts, chunk, &mut store, &self.table, want);
             if want == Logits::Last {
                 self.logits.copy_from_slice(logits);
             }
             self.table.commit(chunk.len());
         }
+        store.publish(&mut self.table, &self.tokens);
         self.fresh = true;
         self.poisoned = false;
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut store = lock(&self.store);
+        store.truncate(&mut self.table, 0);
+        fit(&mut store, self.context, Arc::strong_count(&self.store) - 1);
+    }
+}
+
+/// The store, also after a panic inside the model: that session is poisoned, and it can only have
+/// written where no other one reads.
+fn lock(store: &Mutex<KvStore>) -> MutexGuard<'_, KvStore> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives the store room for so many sessions of `context` tokens, so that none can take another's.
+fn fit(store: &mut KvStore, context: usize, sessions: usize) {
+    let blocks = context.div_ceil(store.pool().block_tokens());
+    store.set_budget(sessions * blocks * store.block_bytes());
 }

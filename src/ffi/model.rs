@@ -6,6 +6,7 @@ use super::status::{
 };
 use super::structs::{Sized32, handle, set, slice, text, write_result};
 use crate::engine::load::Model;
+use crate::kernel::KvFormat;
 use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
@@ -126,7 +127,7 @@ pub unsafe extern "C" fn nybl_model_get_info(
                 n_heads: config.n_heads as u32,
                 n_kv_heads: config.n_kv_heads as u32,
                 head_dim: config.head_dim as u32,
-                kv_token_bytes: config.kv_shape().token_bytes() as u64,
+                kv_token_bytes: config.kv_shape().token_bytes(KvFormat::F32) as u64,
                 mapped_bytes: mapped as u64,
                 private_bytes: private as u64,
                 ..nybl_model_info::zero()

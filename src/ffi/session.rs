@@ -108,6 +108,7 @@ pub unsafe extern "C" fn nybl_session_create(
                     seed: config.seed,
                     ..SamplerConfig::default()
                 },
+                ..SessionConfig::default()
             };
             let session = Session::new(Arc::clone(model), &config)?;
             let state = State { session, stream: None, text: String::new() };

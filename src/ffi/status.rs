@@ -22,6 +22,8 @@ pub const NYBL_ERR_BUFFER_TOO_SMALL: nybl_status = 0x0103;
 pub const NYBL_ERR_OUT_OF_MEMORY: nybl_status = 0x0201;
 /// The system refused to open, read, map or write a file.
 pub const NYBL_ERR_IO: nybl_status = 0x0202;
+/// The KV cache has used its budget up; truncate or free a sequence.
+pub const NYBL_ERR_KV_EXHAUSTED: nybl_status = 0x0203;
 /// A file contradicts its own format.
 pub const NYBL_ERR_CORRUPT: nybl_status = 0x0301;
 /// The session holds as many tokens as its context allows.
@@ -67,6 +69,7 @@ impl From<Error> for Failure {
             Error::Io { .. } => NYBL_ERR_IO,
             Error::Corrupt { .. } => NYBL_ERR_CORRUPT,
             Error::ContextFull { .. } => NYBL_ERR_CONTEXT_FULL,
+            Error::KvExhausted { .. } => NYBL_ERR_KV_EXHAUSTED,
             Error::Poisoned => NYBL_ERR_POISONED,
             Error::Internal(_) => NYBL_ERR_INTERNAL,
         };
@@ -140,6 +143,7 @@ pub extern "C" fn nybl_status_name(status: nybl_status) -> *const c_char {
         NYBL_ERR_BUFFER_TOO_SMALL => c"NYBL_ERR_BUFFER_TOO_SMALL",
         NYBL_ERR_OUT_OF_MEMORY => c"NYBL_ERR_OUT_OF_MEMORY",
         NYBL_ERR_IO => c"NYBL_ERR_IO",
+        NYBL_ERR_KV_EXHAUSTED => c"NYBL_ERR_KV_EXHAUSTED",
         NYBL_ERR_CORRUPT => c"NYBL_ERR_CORRUPT",
         NYBL_ERR_CONTEXT_FULL => c"NYBL_ERR_CONTEXT_FULL",
         NYBL_ERR_POISONED => c"NYBL_ERR_POISONED",

@@ -99,8 +99,8 @@ pub struct SoftmaxArgs {
 
 /// One step of attention: query rows of one KV head against the keys and values of one block.
 ///
-/// Keys lie in chunks of 16 positions, `[d][16]` inside a chunk; values lie `[position][d]`. `d` is a
-/// multiple of 16. The running state of each query row is carried from block to block.
+/// Keys lie in chunks of 16 positions, `[d][16]` inside a chunk; values lie `[position][d]`; both are
+/// elements of the row's format, aligned to it. `d` is a multiple of 16. The running state of each query row is carried from block to block.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct AttendArgs {
@@ -111,13 +111,17 @@ pub struct AttendArgs {
     /// Floats of a head, padded to a multiple of 16.
     pub d: usize,
     /// Keys of this block.
-    pub k: *const f32,
+    pub k: *const u8,
     /// Values of this block.
-    pub v: *const f32,
-    /// For each query row, how many positions of this block it sees.
+    pub v: *const u8,
+    /// For each query row, the end of the positions of this block that it sees.
     pub visible: *const u32,
+    /// For each query row, the first position of this block that it sees; none when not below `visible`.
+    pub from: *const u32,
     /// Multiplied onto each score.
     pub scale: f32,
+    /// Scores are bent to lie within this of zero, after the scale; 0 leaves them alone.
+    pub softcap: f32,
     /// For each query row, the largest score so far; starts at minus infinity.
     pub max: *mut f32,
     /// For each query row, 16 partial sums of the weights; start at zero.

@@ -2,7 +2,7 @@
 
 use super::abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
 use super::layout::{Layout, PANEL};
-use super::{LANES, Op, Row, Run, select};
+use super::{KvFormat, LANES, Op, Row, Run, select};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
 use crate::kernel::Format;
@@ -134,14 +134,20 @@ pub struct AttendStep<'a> {
     pub q: &'a [f32],
     /// Floats of a padded head.
     pub d: usize,
+    /// What the elements of `k` and `v` are.
+    pub format: KvFormat,
     /// Keys of the block: chunks of 16 positions, `[d][16]` each.
-    pub k: &'a [f32],
+    pub k: &'a [u8],
     /// Values of the block: `[position][d]`.
-    pub v: &'a [f32],
-    /// For each query row, how many positions of the block it sees.
+    pub v: &'a [u8],
+    /// For each query row, the end of the positions of the block that it sees.
     pub visible: &'a [u32],
+    /// For each query row, the first position of the block that it sees; none when not below `visible`.
+    pub from: &'a [u32],
     /// Multiplied onto each score.
     pub scale: f32,
+    /// Scores are bent to lie within this of zero, after the scale; 0 leaves them alone.
+    pub softcap: f32,
     /// For each query row, the largest score so far.
     pub max: &'a mut [f32],
     /// For each query row, 16 partial sums of weights.
@@ -158,7 +164,7 @@ pub struct Kernels {
     rmsnorm: unsafe extern "C" fn(*const RmsNormArgs),
     swiglu: unsafe extern "C" fn(*const SwiGluArgs),
     softmax: unsafe extern "C" fn(*const SoftmaxArgs),
-    attend: unsafe extern "C" fn(*const AttendArgs),
+    attend: [&'static Row; KvFormat::ALL.len()],
 }
 
 /// The function of the row selected for an operation.
@@ -187,7 +193,7 @@ impl Kernels {
             rmsnorm: selected!(RmsNorm, isa),
             swiglu: selected!(SwiGlu, isa),
             softmax: selected!(Softmax, isa),
-            attend: selected!(Attend, isa),
+            attend: KvFormat::ALL.map(|format| select(Op::Attend(format), isa)),
         })
     }
 
@@ -352,14 +358,22 @@ impl Kernels {
     /// Carries the query rows of `step` over one more block.
     ///
     /// # Panics
-    /// When a slice is shorter than its documentation says: a bug of the caller.
+    /// When a slice is shorter than its documentation says or misaligned: a bug of the caller.
     pub fn attend(&self, step: &mut AttendStep<'_>) {
         let (d, rows) = (step.d, step.visible.len());
         let seen = step.visible.iter().max().map_or(0, |&v| v as usize).next_multiple_of(LANES);
         assert!(d > 0 && d.is_multiple_of(LANES), "head of {d} floats is not padded");
         assert!(step.q.len() == rows * d && step.acc.len() == rows * d, "other shape");
+        assert!(step.from.len() == rows, "other shape");
         assert!(step.max.len() == rows && step.sum.len() == rows * LANES, "other shape");
-        assert!(step.k.len() >= seen * d && step.v.len() >= seen * d, "block is too short");
+        let width = step.format.bytes();
+        for block in [step.k, step.v] {
+            assert!(block.len() >= seen * d * width, "block is too short");
+            assert!(block.as_ptr().align_offset(width) == 0, "block is misaligned");
+        }
+        let Run::Attend(run) = self.attend[step.format as usize].run else {
+            unreachable!("a row runs its own operation")
+        };
         let args = AttendArgs {
             q: step.q.as_ptr(),
             rows,
@@ -367,13 +381,15 @@ impl Kernels {
             k: step.k.as_ptr(),
             v: step.v.as_ptr(),
             visible: step.visible.as_ptr(),
+            from: step.from.as_ptr(),
             scale: step.scale,
+            softcap: step.softcap,
             max: step.max.as_mut_ptr(),
             sum: step.sum.as_mut_ptr(),
             acc: step.acc.as_mut_ptr(),
         };
         // SAFETY: lengths are checked above, and the CPU has what the row needs.
-        unsafe { (self.attend)(&raw const args) };
+        unsafe { run(&raw const args) };
     }
 }
 

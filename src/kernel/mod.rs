@@ -31,6 +31,30 @@ pub use ops::{LANES, exp, sum_lanes};
 use crate::isa::Isa;
 use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
 
+/// How keys and values lie in a KV block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// As they were computed.
+    #[default]
+    F32,
+    /// Rounded to half precision: half the memory. A magnitude above 65504 becomes 65504.
+    F16,
+}
+
+impl KvFormat {
+    /// Every format.
+    pub const ALL: [KvFormat; 2] = [KvFormat::F32, KvFormat::F16];
+
+    /// Bytes of an element.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
 /// What a row computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -44,8 +68,8 @@ pub enum Op {
     SwiGlu,
     /// Softmax of one row.
     Softmax,
-    /// Attention of query rows over one KV block.
-    Attend,
+    /// Attention of query rows over one KV block of one format.
+    Attend(KvFormat),
 }
 
 /// How near a row is to the scalar one.
@@ -114,7 +138,8 @@ pub static ROWS: &[Row] = &[
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
     exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
-    exact("attend-scalar", Op::Attend, Isa::NONE, Run::Attend(scalar::attend)),
+    exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(scalar::attend)),
+    exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(scalar::attend_f16)),
 
     exact("f32-matmul-portable", Op::Matmul(Format::F32), Isa::PORTABLE, Run::Matmul(portable::matmul_f32)),
     exact("f16-matmul-portable", Op::Matmul(Format::F16), Isa::PORTABLE, Run::Matmul(portable::matmul_f16)),
@@ -135,7 +160,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
-    #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend, Isa::AVX2, Run::Attend(avx2::attend)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
+    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
 
     #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx512", Op::Matmul(Format::F32), AVX512, Run::Matmul(avx512::matmul_f32)),
     #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx512", Op::Matmul(Format::F16), AVX512, Run::Matmul(avx512::matmul_f16)),
@@ -148,7 +174,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
-    #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend, AVX512, Run::Attend(avx512::attend)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(avx512::attend)),
+    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(avx512::attend_f16)),
 
     #[cfg(target_arch = "aarch64")] exact("f32-matmul-neon", Op::Matmul(Format::F32), Isa::NEON, Run::Matmul(neon::matmul_f32)),
     #[cfg(target_arch = "aarch64")] exact("f16-matmul-neon", Op::Matmul(Format::F16), Isa::NEON, Run::Matmul(neon::matmul_f16)),
@@ -161,7 +188,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
     #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
-    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend, Isa::NEON, Run::Attend(neon::attend)),
+    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(neon::attend)),
+    #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(neon::attend_f16)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
@@ -239,6 +267,9 @@ mod tests {
         }
         for format in Format::ALL {
             assert_eq!(select(Op::Matmul(format), Isa::NONE).op, Op::Matmul(format));
+        }
+        for format in KvFormat::ALL {
+            assert_eq!(select(Op::Attend(format), Isa::NONE).op, Op::Attend(format));
         }
     }
 

@@ -140,6 +140,8 @@ rows! {
     swiglu(SwiGluArgs) = |a| ops::swiglu(a);
     /// Softmax.
     softmax(SoftmaxArgs) = |a| ops::softmax(a);
-    /// Attention over one block.
+    /// Attention over one block of f32.
     attend(AttendArgs) = |a| ops::attend(a);
+    /// Attention over one block of f16.
+    attend_f16(AttendArgs) = |a| ops::attend_f16(a);
 }

@@ -1,12 +1,18 @@
 //! The block-allocated KV cache: integers apart from bytes.
 //!
-//! [`blocks`] decides which block holds which positions and never sees a float; [`store`] owns the
-//! bytes and never decides anything; [`attend`] walks the blocks of a sequence.
+//! [`blocks`] decides which block holds which positions and never sees a float, [`prefix`] knows which
+//! blocks a new sequence can take over; [`store`] owns the bytes and never decides anything;
+//! [`attend`] walks the blocks of a sequence, [`snapshot`] takes one out of the process.
 
 pub mod attend;
 pub mod blocks;
+pub(crate) mod hash;
+pub mod prefix;
+#[cfg(test)]
+mod property;
+pub mod snapshot;
 pub mod store;
 
-/// Tokens in a block. A multiple of 16, so that the order of floating-point operations in attention
-/// does not depend on it.
+/// Tokens in a block unless a cache is made with another number. A multiple of 16 in any case, so that
+/// the order of floating-point operations in attention does not depend on it.
 pub const BLOCK_TOKENS: usize = 64;

@@ -114,7 +114,7 @@ pub struct History<'a> {
 }
 
 /// A distribution over the tokens that the settings leave, likeliest first, and its buffers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Distribution {
     candidates: Vec<(f32, u32)>,
     weights: Vec<f32>,

@@ -12,6 +12,7 @@ use crate::spec::random::Random;
 pub use crate::spec::distribution::{Penalties, SamplerConfig, greedy};
 
 /// A sampler and its random state.
+#[derive(Clone)]
 pub struct Sampler {
     config: SamplerConfig,
     random: Random,

@@ -146,7 +146,7 @@ impl Report {
                     "shape         {} layers, width {}, {} heads and {} KV heads of {}, feed-forward {}, context {}",
                     c.n_layers, c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, c.d_ff, c.context
                 )?;
-                let kv = c.kv_shape().token_bytes();
+                let kv = c.kv_shape().token_bytes(nybl::kernel::KvFormat::F32);
                 writeln!(out, "KV cache      {kv} bytes a token")?;
             }
             Err(error) => writeln!(out, "model         cannot be run: {error}")?,
