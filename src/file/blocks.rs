@@ -215,9 +215,9 @@ mod tests {
         // Fifth bits of weights 1 and 16.
         let w = weights(Type::Q5_0, &[&d[..], &[2, 0, 1, 0]].concat(), &qs);
         assert_eq!((w[0], w[1], w[16], w[17]), (-8.0, 0.5, 7.5, -1.0));
-        let bytes: Vec<u8> = (0..32).map(|i| (i * 9) as u8).collect();
+        let bytes: Vec<u8> = (0..32_u8).map(|i| i.wrapping_mul(9)).collect();
         let w = weights(Type::Q8_0, &d, &bytes);
-        assert_eq!((w[1], w[31]), (4.5, 0.5 * f32::from(279_u16 as u8 as i8)));
+        assert_eq!((w[1], w[15], w[31]), (4.5, 0.5 * -121.0, 0.5 * 23.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::blocks::{Blocks, Type, type_name};
 use super::metadata::Metadata;
-use super::reader::Reader;
+use super::reader::{Reader, size};
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::kernel::layout::{Layout, MAX_DIMENSION, PANEL};
@@ -106,7 +106,7 @@ impl Gguf {
             }
         }
         let metadata = Metadata::read(source.name(), &mut reader, metadata_count)?;
-        let alignment = metadata.integer("general.alignment", 1 << 20)?.unwrap_or(32) as usize;
+        let alignment = size(metadata.integer("general.alignment", 1 << 20)?.unwrap_or(32));
         if !alignment.is_power_of_two() {
             return Err(metadata.error("general.alignment", "is not a power of two"));
         }
@@ -248,8 +248,8 @@ fn read_tensor(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<
         return Err(reader.error(name, format!("has {dimensions} dimensions; 1 to 4 are possible")));
     }
     let mut shape = [1_u64; 4];
-    for size in &mut shape[..dimensions] {
-        *size = reader.u64(name)?;
+    for dimension in &mut shape[..dimensions] {
+        *dimension = reader.u64(name)?;
     }
     let code = reader.u32(name)?;
     let offset = reader.u64(name)?;
@@ -268,16 +268,17 @@ fn read_tensor(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<
             type_name(code)
         )));
     };
-    let (k, n) = (shape[0] as usize, shape[1] as usize);
+    let (k, n) = (size(shape[0]), size(shape[1]));
     let (block, bytes) = kind.block();
     if !k.is_multiple_of(block) {
         let reason = format!("rows of {k} weights are no whole blocks of {block}");
         return Err(reader.error(name, reason));
     }
     // At most 2^24 * 2^24 * 4 bytes: no overflow.
-    let size = k / block * bytes * n;
+    let length = k / block * bytes * n;
     let start = usize::try_from(offset).ok().filter(|start| start.is_multiple_of(alignment));
-    let Some((start, end)) = start.and_then(|start| Some((start, start.checked_add(size)?))) else {
+    let Some((start, end)) = start.and_then(|start| Some((start, start.checked_add(length)?)))
+    else {
         return Err(reader.error(name, format!("has the impossible offset {offset}")));
     };
     Ok(Tensor { kind, n, k, dimensions, range: start..end })

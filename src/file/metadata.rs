@@ -3,7 +3,7 @@
 //! One reader and one writer for both, and one set of keys: a converter copies what it does not know.
 #![forbid(unsafe_code)]
 
-use super::reader::Reader;
+use super::reader::{Reader, size};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -71,12 +71,13 @@ fn scalar(code: u32, bytes: &[u8]) -> Value {
     let mut wide = [0; 8];
     wide[..bytes.len()].copy_from_slice(bytes);
     let raw = u64::from_le_bytes(wide);
-    let unused = 64 - 8 * bytes.len() as u32;
+    let [a, b, c, d, ..] = wide;
+    let unused = 64 - 8 * bytes.len();
     match code {
         code::I8 | code::I16 | code::I32 | code::I64 => {
             Value::Signed((raw << unused).cast_signed() >> unused)
         }
-        code::F32 => Value::Float(f64::from(f32::from_bits(raw as u32))),
+        code::F32 => Value::Float(f64::from(f32::from_le_bytes([a, b, c, d]))),
         code::F64 => Value::Float(f64::from_bits(raw)),
         code::BOOL => Value::Bool(raw != 0),
         _ => Value::Unsigned(raw),
@@ -230,6 +231,7 @@ fn read_value(reader: &mut Reader<'_>, key: &str, kind: u32) -> Result<Value> {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "arrays of f64 are kept as f32")]
 fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value> {
     let kind = reader.u32(key)?;
     let count = reader.u64(key)?;
@@ -241,7 +243,7 @@ fn read_array(reader: &mut Reader<'_>, key: &str) -> Result<Value> {
         let reason = format!("an array of {count} elements where {} bytes are left", reader.left());
         return Err(reader.error(key, reason));
     }
-    let count = count as usize;
+    let count = size(count);
     if kind == code::TEXT {
         let mut texts = Vec::new();
         for _ in 0..count {

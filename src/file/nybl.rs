@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::metadata::Metadata;
-use super::reader::Reader;
+use super::reader::{Reader, size};
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::kernel::layout::{Format, Layout, MAX_DIMENSION};
@@ -124,7 +124,7 @@ impl Nybl {
         if head_length < HEAD_BYTES as u64 || head_length > length {
             return Err(reader.error("head length", format!("{head_length} does not fit the file")));
         }
-        let head = &bytes[..head_length as usize];
+        let head = &bytes[..size(head_length)];
         if head_checksum(head) != checksum {
             return Err(reader.error("head checksum", "does not match: the file is damaged"));
         }
@@ -215,7 +215,7 @@ fn read_tensor(
     reader.take(name, 3)?;
     let group = reader.u32(name)? as usize;
     let (n, k) = (reader.u64(name)?, reader.u64(name)?);
-    let (offset, size) = (reader.u64(name)?, reader.u64(name)?);
+    let (offset, bytes) = (reader.u64(name)?, reader.u64(name)?);
     let checksum = reader.u64(name)?;
     let limit = MAX_DIMENSION as u64;
     if n == 0 || k == 0 || n > limit || k > limit {
@@ -223,28 +223,34 @@ fn read_tensor(
         return Err(reader.error(name, reason));
     }
     let kind = if code == VECTOR {
-        Kind::Vector(k as usize)
+        Kind::Vector(size(k))
     } else {
         let Some(format) = Format::from_code(code) else {
             return Err(reader.error(name, format!("has the unknown format {code}")));
         };
-        let layout = Layout::new(format, group, n as usize, k as usize);
+        let layout = Layout::new(format, group, size(n), size(k));
         Kind::Matrix(layout.map_err(|error| reader.error(name, error.to_string()))?)
     };
-    let end = offset.checked_add(size).filter(|end| *end <= length);
+    let end = offset.checked_add(bytes).filter(|end| *end <= length);
     let aligned = offset.is_multiple_of(kind.alignment() as u64);
     match end {
-        Some(end) if aligned && offset >= head_length && size == kind.bytes() as u64 => {
-            let range = offset as usize..end as usize;
+        Some(end) if aligned && offset >= head_length && bytes == kind.bytes() as u64 => {
+            let range = size(offset)..size(end);
             Ok(Tensor { name: name.to_owned(), kind, range, checksum })
         }
         _ => {
             let reason = format!(
-                "lies at byte {offset} with {size} bytes, which its shape, its alignment or the file length contradict"
+                "lies at byte {offset} with {bytes} bytes, which its shape, its alignment or the file length contradict"
             );
             Err(reader.error(name, reason))
         }
     }
+}
+
+/// A count as the head holds it.
+fn count(number: usize) -> Result<u32> {
+    u32::try_from(number)
+        .map_err(|_| Error::InvalidArgument(format!("{number} does not fit the head of a file")))
 }
 
 /// Writes a packed file under a temporary name and renames it when it is complete: whatever happens,
@@ -290,7 +296,7 @@ impl Writer {
             temporary,
             out: BufWriter::new(file),
             metadata: bytes,
-            pairs: metadata.len() as u32,
+            pairs: count(metadata.len())?,
             tensors,
             next: 0,
             at: 0,
@@ -359,7 +365,7 @@ impl Writer {
             head.extend((tensor.name.len() as u64).to_le_bytes());
             head.extend(tensor.name.as_bytes());
             head.extend([code, 0, 0, 0]);
-            head.extend((group as u32).to_le_bytes());
+            head.extend(count(group)?.to_le_bytes());
             for number in [n, k, tensor.range.start, tensor.range.len()] {
                 head.extend((number as u64).to_le_bytes());
             }
@@ -375,7 +381,7 @@ impl Writer {
         start.extend((head_end as u64).to_le_bytes());
         start.extend([0; 8]);
         start.extend(self.pairs.to_le_bytes());
-        start.extend((self.tensors.len() as u32).to_le_bytes());
+        start.extend(count(self.tensors.len())?.to_le_bytes());
         start.resize(HEAD_BYTES, 0);
         start.extend(head);
         let checksum = head_checksum(&start).to_le_bytes();

@@ -6,6 +6,13 @@ use crate::error::{Error, Result};
 /// Longest string a header may hold: a chat template or tokenizer fits, an absurd length does not.
 const MAX_STRING: u64 = 1 << 28;
 
+/// A number of a file as a size in memory.
+#[expect(clippy::cast_possible_truncation, reason = "the crate refuses targets below 64 bits")]
+#[must_use]
+pub const fn size(number: u64) -> usize {
+    number as usize
+}
+
 /// Reads little-endian values one after the other.
 pub struct Reader<'a> {
     name: &'a str,
@@ -102,7 +109,7 @@ impl<'a> Reader<'a> {
             let reason = format!("a string of {length} bytes where {} are left", self.left());
             return Err(self.error(field, reason));
         }
-        let bytes = self.take(field, length as usize)?;
+        let bytes = self.take(field, size(length))?;
         std::str::from_utf8(bytes).map_err(|_| self.error(field, "is not UTF-8 text"))
     }
 }
