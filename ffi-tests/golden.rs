@@ -11,7 +11,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nybl::engine::load::Model;
 use nybl::engine::score::score;
 use nybl::engine::session::{Next, Session, SessionConfig};
+use nybl::file::gguf::Gguf;
+use nybl::file::source::Source;
 use nybl::text::sample::SamplerConfig;
+use nybl::text::vocabulary::tokenizer;
 use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +41,12 @@ fn main() {
         trials.push(trial("f32-logits", others_logits));
         trials.push(trial("perplexity", perplexity));
         trials.push(trial("padded-rows", padded_rows));
+    }
+    for name in ["gpt-2", "llama-spm", "phi-3"] {
+        let here = shared(&format!("tokenizers/ggml-vocab-{name}.gguf")).exists();
+        let reason = if here { "" } else { " (needs ../shared/tokenizers)" };
+        let full = format!("vocabulary-{name}{reason}");
+        trials.push(Trial::test(full, move || vocabulary(name)).with_ignored_flag(!here));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -117,6 +126,23 @@ fn nursery_tokenizer() -> Result<(), Failed> {
         let got = model.tokenizer().unwrap().encode(prompt, true, false).unwrap();
         assert_eq!(got, ids(&case["prompt_ids"]), "{prompt}");
     }
+    Ok(())
+}
+
+/// The ids that llama.cpp gives to its own test texts, from vocabularies in GGUF files.
+fn vocabulary(name: &str) -> Result<(), Failed> {
+    let file = |ending: &str| shared(&format!("tokenizers/ggml-vocab-{name}.gguf{ending}"));
+    let gguf = Gguf::open(Source::open(&file("")).unwrap()).unwrap();
+    let tokenizer = tokenizer(gguf.metadata(), usize::MAX).unwrap().unwrap();
+    let texts = std::fs::read_to_string(file(".inp")).unwrap();
+    let golden = std::fs::read_to_string(file(".out")).unwrap();
+    let mut count = 0;
+    for (text, want) in texts.split("\n__ggml_vocab_test__\n").zip(golden.lines()) {
+        let want: Vec<u32> = want.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        assert_eq!(tokenizer.encode(text, false, false).unwrap(), want, "{text:?}");
+        count += 1;
+    }
+    assert!(count > 40, "{count} texts");
     Ok(())
 }
 
