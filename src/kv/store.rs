@@ -2,8 +2,9 @@
 //!
 //! A block holds some positions of every layer and KV head. Keys of 16 positions lie side by side
 //! (`[d][16]`), the order in which a vector of 16 scores is computed with no horizontal sum; values lie
-//! position after position. Heads are padded to a multiple of 16 elements, which are f32 or f16. The operations on sequences
-//! are here because each of them is a decision of [`super::blocks`] followed by a movement of bytes.
+//! position after position. Heads are padded to a multiple of 16 elements, which are f32 or f16. The
+//! operations on sequences are here because each of them is a decision of [`super::blocks`] followed by a
+//! movement of bytes.
 #![forbid(unsafe_code)]
 
 use super::BLOCK_TOKENS;
