@@ -10,6 +10,7 @@ use crate::file::source::Source;
 use crate::kv::hash::{START, mix_bytes};
 use crate::kv::snapshot::Identity;
 use crate::model::config::Config;
+use crate::model::forward::Parts;
 use crate::model::weights::{Matrix, Weights};
 #[cfg(feature = "text")]
 use crate::text::{tokenizer::Tokenizer, vocabulary};
@@ -114,6 +115,16 @@ impl Model {
         #[cfg(not(feature = "text"))]
         &[]
     }
+    /// What a forward pass works with.
+    pub(super) fn parts(&self) -> Parts<'_> {
+        Parts {
+            config: &self.config,
+            weights: &self.weights,
+            kernels: self.runtime.kernels(),
+            pool: self.runtime.pool(),
+        }
+    }
+
     /// Tokens in the vocabulary.
     #[must_use]
     pub fn vocab(&self) -> usize {

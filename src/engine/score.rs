@@ -5,7 +5,7 @@ use super::load::Model;
 use crate::error::{Error, Result};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
-use crate::model::forward::{Logits, Parts, Scratch};
+use crate::model::forward::{Logits, Scratch};
 
 /// Runs `tokens` from an empty cache, `chunk` at a time, and hands each index with the logits after
 /// that token to `each`. The chunk size does not change a bit of them.
@@ -34,12 +34,7 @@ pub fn score(
     let mut store = KvStore::new(model.config().kv_shape(), context);
     let mut table = BlockTable::default();
     store.reserve(&mut table, tokens.len())?;
-    let parts = Parts {
-        config: model.config(),
-        weights: model.weights(),
-        kernels: model.runtime().kernels(),
-        pool: model.runtime().pool(),
-    };
+    let parts = model.parts();
     for tokens in tokens.chunks(chunk) {
         let logits = scratch.forward(parts, tokens, &mut store, &table, Logits::All);
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {

@@ -12,7 +12,7 @@ use crate::kv::blocks::BlockTable;
 use crate::kv::snapshot;
 use crate::kv::store::{KvConfig, KvStore};
 use crate::memory::Aligned;
-use crate::model::forward::{Logits, Parts, Scratch};
+use crate::model::forward::{Logits, Scratch};
 use crate::text::sample::{Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -292,12 +292,7 @@ impl Session {
         // As in `catch_up`.
         self.poisoned = true;
         let model = Arc::clone(&self.model);
-        let parts = Parts {
-            config: model.config(),
-            weights: model.weights(),
-            kernels: model.runtime().kernels(),
-            pool: model.runtime().pool(),
-        };
+        let parts = model.parts();
         let mut store = lock(&self.store);
         let logits = scratch.forward(parts, &rows, &mut store, &self.table, Logits::All);
         drop(store);
@@ -389,12 +384,7 @@ impl Session {
         // Should the model panic, the cache may hold half a step: poisoned until the end is reached.
         self.poisoned = true;
         let model = Arc::clone(&self.model);
-        let parts = Parts {
-            config: model.config(),
-            weights: model.weights(),
-            kernels: model.runtime().kernels(),
-            pool: model.runtime().pool(),
-        };
+        let parts = model.parts();
         let mut store = lock(&self.store);
         while self.table.len() < self.tokens.len() {
             let left = &self.tokens[self.table.len()..];
