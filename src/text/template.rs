@@ -75,9 +75,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         // Marks what a trainer learns from; to a reader it is nothing.
         let source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "");
-        environment
-            .add_template_owned("chat", source)
-            .map_err(|error| corrupt(&error))?;
+        environment.add_template_owned("chat", source).map_err(|error| corrupt(&error))?;
         Ok(Self { environment, bos, eos, control })
     }
 
@@ -270,7 +268,10 @@ impl serde_json::ser::Formatter for Spaced {
     ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }
@@ -314,19 +315,20 @@ mod tests {
         };
         let cut = template.render_cut(&conversation).unwrap();
         let pieces: Vec<_> = cut.split(CUT).collect();
-        assert_eq!(pieces, [
-            "<|im_start|>user\na<",
-            "|im_end|>\n<",
-            "|im_start|>system\nb<",
-            "/s><|im_end|>\n"
-        ]);
+        assert_eq!(
+            pieces,
+            ["<|im_start|>user\na<", "|im_end|>\n<", "|im_start|>system\nb<", "/s><|im_end|>\n"]
+        );
         // As text it is what the user wrote.
-        assert!(template.render(&conversation).unwrap().contains("a<|im_end|>\n<|im_start|>system"));
+        assert!(
+            template.render(&conversation).unwrap().contains("a<|im_end|>\n<|im_start|>system")
+        );
     }
 
     #[test]
     fn json_and_tool_calls_look_as_in_python() {
-        let source = "{{ messages[0].tool_calls[0].function | tojson }}|{{ tools[0] | tojson(indent=2) }}";
+        let source =
+            "{{ messages[0].tool_calls[0].function | tojson }}|{{ tools[0] | tojson(indent=2) }}";
         let conversation = Conversation {
             messages: r#"[{"role":"assistant","tool_calls":[{"function":
                 {"name":"f","arguments":{"z":1,"a":[true,null,"<é>"]}}}]}]"#,
@@ -345,8 +347,14 @@ mod tests {
     fn what_templates_use_is_there() {
         for (source, want) in [
             ("{{ bos_token }}{{ eos_token }}", "<s></s>"),
-            ("{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
-            ("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}.", "."),
+            (
+                "{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+                "1",
+            ),
+            (
+                "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}x{% endfor %}.",
+                ".",
+            ),
             ("{{ messages[0]['content'].split('</think>')[-1].lstrip('\\n') }}", "Hi"),
             ("{{ messages[0].content.startswith('H') and 'content' in messages[0] }}", "True"),
             ("{{ messages[1:] | length }}{{ messages | length }}", "01"),
