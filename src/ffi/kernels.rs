@@ -65,6 +65,8 @@ pub const NYBL_CPU_DOTPROD: u32 = 16;
 pub const NYBL_CPU_I8MM: u32 = 32;
 /// A CPU feature: scalable vectors.
 pub const NYBL_CPU_SVE: u32 = 64;
+/// A CPU feature: AVX-VNNI, dots of four bytes on 256 bits.
+pub const NYBL_CPU_AVXVNNI: u32 = 128;
 
 /// Format and shape of a matrix W[n, k]: n outputs, k inputs.
 #[repr(C)]
@@ -555,6 +557,7 @@ mod tests {
         let features = [
             NYBL_CPU_PORTABLE,
             NYBL_CPU_AVX2,
+            NYBL_CPU_AVXVNNI,
             NYBL_CPU_AVX512,
             NYBL_CPU_NEON,
             NYBL_CPU_DOTPROD,

@@ -16,6 +16,8 @@ mod arm_asm;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
@@ -23,6 +25,10 @@ mod i8mm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
 pub use layout::{Format, Layout, Offset};
@@ -120,6 +126,8 @@ const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
 }
 
 #[cfg(target_arch = "x86_64")]
+const AVXVNNI: Isa = Isa::AVX2.and(Isa::AVXVNNI);
+#[cfg(target_arch = "x86_64")]
 const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
 #[cfg(target_arch = "aarch64")]
 const I8MM: Isa = Isa::DOTPROD.and(Isa::I8MM);
@@ -166,8 +174,14 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx2", Op::Matmul(Format::Bf16), Isa::AVX2, Run::Matmul(avx2::matmul_bf16)),
     #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx2", Op::Matmul(Format::Q8), Isa::AVX2, Run::Matmul(avx2::matmul_q8)),
     #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx2", Op::Matmul(Format::Q4), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
-    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx2", Op::Matmul(Format::Q4Z), Isa::AVX2, Run::Matmul(avx2::matmul_q4z)),
-    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx2", Op::Matmul(Format::Q4M), Isa::AVX2, Run::Matmul(avx2::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx2", Op::Matmul(Format::Q4Z), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx2", Op::Matmul(Format::Q4M), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avx2", Op::Matmul(Format::Q3), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avx2", Op::Matmul(Format::Q3Z), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avx2", Op::Matmul(Format::Q3M), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avx2", Op::Matmul(Format::Q2), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx2", Op::Matmul(Format::Q2Z), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx2", Op::Matmul(Format::Q2M), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
@@ -175,13 +189,30 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
 
+    #[cfg(target_arch = "x86_64")] exact("q8-matmul-avxvnni", Op::Matmul(Format::Q8), AVXVNNI, Run::Matmul(avxvnni::matmul_q8)),
+    #[cfg(target_arch = "x86_64")] exact("q4-matmul-avxvnni", Op::Matmul(Format::Q4), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avxvnni", Op::Matmul(Format::Q4Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avxvnni", Op::Matmul(Format::Q4M), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avxvnni", Op::Matmul(Format::Q3), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avxvnni", Op::Matmul(Format::Q3Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avxvnni", Op::Matmul(Format::Q3M), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avxvnni", Op::Matmul(Format::Q2), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avxvnni", Op::Matmul(Format::Q2Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avxvnni", Op::Matmul(Format::Q2M), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+
     #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx512", Op::Matmul(Format::F32), AVX512, Run::Matmul(avx512::matmul_f32)),
     #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx512", Op::Matmul(Format::F16), AVX512, Run::Matmul(avx512::matmul_f16)),
     #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx512", Op::Matmul(Format::Bf16), AVX512, Run::Matmul(avx512::matmul_bf16)),
     #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx512", Op::Matmul(Format::Q8), AVX512, Run::Matmul(avx512::matmul_q8)),
     #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx512", Op::Matmul(Format::Q4), AVX512, Run::Matmul(avx512::matmul_q4)),
-    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx512", Op::Matmul(Format::Q4Z), AVX512, Run::Matmul(avx512::matmul_q4z)),
-    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx512", Op::Matmul(Format::Q4M), AVX512, Run::Matmul(avx512::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx512", Op::Matmul(Format::Q4Z), AVX512, Run::Matmul(avx512::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx512", Op::Matmul(Format::Q4M), AVX512, Run::Matmul(avx512::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avx512", Op::Matmul(Format::Q3), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avx512", Op::Matmul(Format::Q3Z), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avx512", Op::Matmul(Format::Q3M), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avx512", Op::Matmul(Format::Q2), AVX512, Run::Matmul(avx512::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx512", Op::Matmul(Format::Q2Z), AVX512, Run::Matmul(avx512::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx512", Op::Matmul(Format::Q2M), AVX512, Run::Matmul(avx512::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
