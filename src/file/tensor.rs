@@ -8,7 +8,7 @@ use super::blocks::{Blocks, Type};
 use super::source::Source;
 use crate::error::{Error, Result};
 use crate::kernel::Packed;
-use crate::kernel::layout::{Layout, PANEL};
+use crate::kernel::layout::Layout;
 use crate::memory::Aligned;
 use crate::quant::format::unpack_row;
 use crate::quant::pack::{Rows, pack_panel};
@@ -230,8 +230,8 @@ impl Tensor {
         if (layout.n(), layout.k()) != (self.n, self.k) {
             return Err(Error::InvalidArgument("a layout of another shape".into()));
         }
-        let first = index * PANEL;
-        let rows = PANEL.min(self.n - first);
+        let first = index * layout.panel_rows();
+        let rows = layout.panel_rows().min(self.n - first);
         let as_it_is = self.layout()? == *layout;
         let Storage::Blocks { kind, .. } = &self.storage;
         if as_it_is
