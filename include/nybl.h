@@ -580,6 +580,16 @@ typedef struct nybl_event {
 #define NYBL_ERR_BUSY 1027
 
 /**
+ * The call was cancelled; the session holds what it held before.
+ */
+#define NYBL_ERR_CANCELLED 1028
+
+/**
+ * The device is too hot to go on; nothing has changed. Try again later, after a new report.
+ */
+#define NYBL_ERR_THERMAL_PAUSE 1029
+
+/**
  * A bug in nybl, caught before it could reach the caller.
  */
 #define NYBL_ERR_INTERNAL 1281

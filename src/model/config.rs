@@ -9,6 +9,7 @@ use super::rope::{self, Rope, positive};
 use crate::error::{Error, Result};
 use crate::file::metadata::{Metadata, Value};
 use crate::kernel::layout::MAX_DIMENSION;
+use crate::kv::attend::Sight;
 use crate::kv::store::KvShape;
 
 pub use super::family::Activation;
@@ -224,6 +225,23 @@ impl Config {
     #[must_use]
     pub fn kv_shape(&self) -> KvShape {
         KvShape { n_layers: self.n_layers, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    }
+
+    /// What the queries of a layer look at and how they score it: the layer's window, soft cap and scale.
+    #[must_use]
+    pub fn sight(&self, layer: usize) -> Sight<'static> {
+        Sight {
+            softcap: self.attention_softcap,
+            window: self.layers[layer].window.unwrap_or(usize::MAX),
+            ..Sight::causal(self.attention_scale)
+        }
+    }
+
+    /// The first position that a layer still looks at from position `next` on. What lies before it can be
+    /// dropped from the cache: 0 as soon as one layer has no window.
+    #[must_use]
+    pub fn first_seen(&self, next: usize) -> usize {
+        (0..self.n_layers).map(|layer| self.sight(layer).start(next)).min().unwrap_or(0)
     }
 
     /// Floats in a row of queries.

@@ -6,12 +6,12 @@
 //! does otherwise is a value or an option of [`Config`] or of [`Layer`], not a pass of its own.
 #![forbid(unsafe_code)]
 
-use super::config::{Activation, Config, LayerConfig};
+use super::config::{Activation, Config};
 use super::rope::RopeTable;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Input, Kernels, MatmulJob};
-use crate::kv::attend::{AttendScratch, Keys, Sight, attend};
+use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
 use crate::memory::Aligned;
@@ -206,7 +206,8 @@ impl Scratch {
                 store.write(table, index, first + row, key, value);
             }
             let keys = Keys { store, table, layer: index };
-            let (sight, rows) = (sight(config, shape), (&*q, &mut *attended));
+            let sight = config.sight(index);
+            let rows = (&*q, &mut *attended);
             attend(kernels, pool, keys, first, &sight, &mut self.attend, rows);
             quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
             if let Some([after_attention, _]) = &layer.post_norms {
@@ -243,15 +244,6 @@ impl Scratch {
             }
         }
         logits
-    }
-}
-
-/// What the queries of a layer look at.
-fn sight(config: &Config, layer: &LayerConfig) -> Sight<'static> {
-    Sight {
-        softcap: config.attention_softcap,
-        window: layer.window.unwrap_or(usize::MAX),
-        ..Sight::causal(config.attention_scale)
     }
 }
 
