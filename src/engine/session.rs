@@ -181,7 +181,8 @@ impl Session {
         let found = found?;
         store.publish(&mut self.table, &found);
         // The logits are not in the file: the step of the last token is repeated, to the same bits.
-        store.truncate(&mut self.table, found.len().saturating_sub(1));
+        let keep = found.len().saturating_sub(1);
+        store.rewind(&mut self.table, keep, self.model.config().first_seen(keep));
         self.tokens.clear();
         self.tokens.extend_from_slice(&found);
         self.fresh = false;
@@ -230,7 +231,8 @@ impl Session {
         if let Err(error) = self.reserve(0) {
             self.tokens.truncate(before);
             let keep = self.table.len().min(before);
-            lock(&self.store).truncate(&mut self.table, keep);
+            let first_seen = self.model.config().first_seen(keep);
+            lock(&self.store).rewind(&mut self.table, keep, first_seen);
             return Err(error);
         }
         self.catch_up();
@@ -305,6 +307,7 @@ impl Session {
     /// the cache as rubbish that the next pass overwrites.
     pub(super) fn settle(&mut self, accepted: &[u32], next: u32, logits: &[f32]) -> Next {
         self.table.commit(1 + accepted.len());
+        self.shed();
         self.tokens.extend_from_slice(accepted);
         self.logits.copy_from_slice(logits);
         self.fresh = true;
@@ -328,7 +331,8 @@ impl Session {
             // The logits after the last token kept are gone: its step is repeated when they are asked
             // for, which gives the same bits.
             let keep = self.table.len().min(len.saturating_sub(1));
-            lock(&self.store).truncate(&mut self.table, keep);
+            let first_seen = self.model.config().first_seen(keep);
+            lock(&self.store).rewind(&mut self.table, keep, first_seen);
             self.fresh = false;
         }
     }
@@ -380,6 +384,14 @@ impl Session {
         Ok(())
     }
 
+    /// Gives back what the windows of all layers have passed.
+    fn shed(&mut self) {
+        // One position less, because the step of the last token may be repeated.
+        let next = self.table.len().saturating_sub(1);
+        let first_seen = self.model.config().first_seen(next);
+        lock(&self.store).drop_before(&mut self.table, 0, first_seen);
+    }
+
     fn catch_up(&mut self) {
         // Should the model panic, the cache may hold half a step: poisoned until the end is reached.
         self.poisoned = true;
@@ -397,6 +409,8 @@ impl Session {
             self.table.commit(chunk.len());
         }
         store.publish(&mut self.table, &self.tokens);
+        drop(store);
+        self.shed();
         self.fresh = true;
         self.poisoned = false;
     }

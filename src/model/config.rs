@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::file::metadata::Metadata;
 use crate::kernel::layout::MAX_DIMENSION;
+use crate::kv::attend::Sight;
 use crate::kv::store::KvShape;
 
 /// Configuration of a Llama-family decoder.
@@ -137,6 +138,19 @@ impl Config {
     #[must_use]
     pub fn kv_shape(&self) -> KvShape {
         KvShape { n_layers: self.n_layers, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    }
+
+    /// What the queries of a layer look at and how they score it: the layer's window, soft cap and scale.
+    #[must_use]
+    pub fn sight(&self, _layer: usize) -> Sight<'static> {
+        Sight::causal(1.0 / (self.head_dim as f32).sqrt())
+    }
+
+    /// The first position that a layer still looks at from position `next` on. What lies before it can be
+    /// dropped from the cache: 0 as soon as one layer has no window.
+    #[must_use]
+    pub fn first_seen(&self, next: usize) -> usize {
+        (0..self.n_layers).map(|layer| self.sight(layer).start(next)).min().unwrap_or(0)
     }
 
     /// Floats in a row of queries.

@@ -9,7 +9,7 @@ use super::config::Config;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Input, Kernels, MatmulJob};
-use crate::kv::attend::{AttendScratch, Keys, Sight, attend};
+use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
 use crate::memory::Aligned;
@@ -153,7 +153,6 @@ impl Scratch {
             unpack_row(&embedding, *token as usize, row);
         }
         self.rope.fill(first, m);
-        let sight = Sight::causal(1.0 / (config.head_dim as f32).sqrt());
         for (index, layer) in weights.layers.iter().enumerate() {
             kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
             let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
@@ -165,6 +164,7 @@ impl Scratch {
                 store.write(table, index, first + row, key, value);
             }
             let keys = Keys { store, table, layer: index };
+            let sight = config.sight(index);
             let rows = (&*q, &mut *attended);
             attend(kernels, pool, keys, first, &sight, &mut self.attend, rows);
             quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
