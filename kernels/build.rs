@@ -105,7 +105,7 @@ impl Source {
             .cargo_warnings(false)
             // A kernel that is not optimised spills every vector, so these are even in a debug build,
             // which would also carry this machine's paths in its debug information.
-            .opt_level(3)
+            .opt_level(2)
             .debug(false)
             .force_frame_pointer(false)
             .flags(["-std=c11", "-ffreestanding", "-fvisibility=hidden", "-Wall", "-Wextra"])

@@ -31,9 +31,13 @@ struct matmul_args {
      */
     size_t groups;
     /**
-     * Values of `k` in a group; 1 for float formats.
+     * Values of `k` in a group, a multiple of 16; 1 for float formats.
      */
     size_t group;
+    /**
+     * What follows the scales of a group: 0 nothing, 1 zero points (i16), 2 minima (f16).
+     */
+    uint32_t offset;
     /**
      * Activations: int8 for quantised formats, f32 for float formats; `m` rows.
      */
@@ -63,7 +67,7 @@ struct matmul_args {
      */
     size_t y_stride;
     /**
-     * Outputs to write in each row: at most 32 times `panels`, and into the last of them.
+     * Outputs to write in each row: at most what the panels have, and into the last of them.
      */
     size_t n;
 };

@@ -210,8 +210,14 @@ pub static ROWS: &[Row] = &[
     // They are for cores with SVE and no dotprod (A64FX).
     #[cfg(c_kernel = "sve_matmul")] exact("q8-matmul-sve", Op::Matmul(Format::Q8), Isa::SVE, Run::Matmul(sve::matmul_q8)),
     #[cfg(c_kernel = "sve_matmul")] exact("q4-matmul-sve", Op::Matmul(Format::Q4), Isa::SVE, Run::Matmul(sve::matmul_q4)),
-    #[cfg(c_kernel = "sve_matmul")] exact("q4z-matmul-sve", Op::Matmul(Format::Q4Z), Isa::SVE, Run::Matmul(sve::matmul_q4z)),
-    #[cfg(c_kernel = "sve_matmul")] exact("q4m-matmul-sve", Op::Matmul(Format::Q4M), Isa::SVE, Run::Matmul(sve::matmul_q4m)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4z-matmul-sve", Op::Matmul(Format::Q4Z), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4m-matmul-sve", Op::Matmul(Format::Q4M), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3-matmul-sve", Op::Matmul(Format::Q3), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3z-matmul-sve", Op::Matmul(Format::Q3Z), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3m-matmul-sve", Op::Matmul(Format::Q3M), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2-matmul-sve", Op::Matmul(Format::Q2), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2z-matmul-sve", Op::Matmul(Format::Q2Z), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2m-matmul-sve", Op::Matmul(Format::Q2M), Isa::SVE, Run::Matmul(sve::matmul_q2)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
