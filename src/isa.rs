@@ -108,6 +108,7 @@ impl Isa {
     }
 
     /// The mask that a name stands for: the named feature and all weaker ones, or none for `scalar`.
+    /// Several names with `+` between them, as a set is displayed, are those features and no others.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the known names.
@@ -115,11 +116,19 @@ impl Isa {
         if name == "scalar" {
             return Ok(Isa::NONE);
         }
-        match Self::FEATURES.iter().position(|(text, _)| *text == name) {
-            Some(last) => {
-                let weaker = Self::FEATURES[..=last].iter();
-                Ok(weaker.fold(Isa::NONE, |all, (_, feature)| all.and(*feature)))
-            }
+        if name.contains('+') {
+            let sets = name.split('+').map(Self::named).collect::<Result<Vec<_>>>()?;
+            return Ok(sets.into_iter().fold(Isa::NONE, Isa::and));
+        }
+        let last = Self::named(name)?;
+        let until = Self::FEATURES.iter().take_while(|(_, feature)| *feature != last);
+        Ok(until.fold(last, |all, (_, feature)| all.and(*feature)))
+    }
+
+    /// The one feature of this name.
+    fn named(name: &str) -> Result<Isa> {
+        match Self::FEATURES.iter().find(|(text, _)| *text == name) {
+            Some((_, feature)) => Ok(*feature),
             None => {
                 let known: Vec<_> = Self::FEATURES.iter().map(|(text, _)| *text).collect();
                 Err(Error::InvalidArgument(format!(
@@ -169,6 +178,13 @@ mod tests {
         // The order of the list counts, not that of the bits, which are a promise to C.
         assert!(Isa::up_to("avx512").unwrap().has(Isa::AVXVNNI) && !avx2.has(Isa::AVXVNNI));
         assert_eq!(Isa::up_to("scalar").unwrap(), Isa::NONE);
+    }
+
+    #[test]
+    fn names_with_plus_mean_themselves() {
+        let set = Isa::NEON.and(Isa::SVE);
+        assert_eq!(Isa::up_to(&set.to_string()).unwrap(), set);
+        assert!(Isa::up_to("neon+mmx").is_err());
     }
 
     #[test]

@@ -25,6 +25,8 @@ mod i8mm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+#[cfg(c_kernel = "sve_matmul")]
+mod sve;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +37,10 @@ pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
-use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
 
 /// How keys and values lie in a KV block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +77,10 @@ pub enum Op {
     RmsNorm,
     /// `silu(gate) * up`.
     SwiGlu,
+    /// `gelu(gate) * up`.
+    GeGlu,
+    /// `cap * tanh(x / cap)`.
+    SoftCap,
     /// Softmax of one row.
     Softmax,
     /// Attention of query rows over one KV block of one format.
@@ -98,6 +107,10 @@ pub enum Run {
     RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
     /// SwiGLU.
     SwiGlu(unsafe extern "C" fn(*const SwiGluArgs)),
+    /// GeGLU.
+    GeGlu(unsafe extern "C" fn(*const GeGluArgs)),
+    /// Soft cap.
+    SoftCap(unsafe extern "C" fn(*const SoftCapArgs)),
     /// Softmax.
     Softmax(unsafe extern "C" fn(*const SoftmaxArgs)),
     /// Attention over one block.
@@ -151,6 +164,8 @@ pub static ROWS: &[Row] = &[
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
+    exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
+    exact("softcap-scalar", Op::SoftCap, Isa::NONE, Run::SoftCap(scalar::softcap)),
     exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
     exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(scalar::attend)),
     exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(scalar::attend_f16)),
@@ -185,6 +200,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx2", Op::SoftCap, Isa::AVX2, Run::SoftCap(avx2::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
@@ -216,6 +233,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx512", Op::SoftCap, AVX512, Run::SoftCap(avx512::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(avx512::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(avx512::attend_f16)),
@@ -230,9 +249,25 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
+    #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),
+    #[cfg(target_arch = "aarch64")] exact("softcap-neon", Op::SoftCap, Isa::NEON, Run::SoftCap(neon::softcap)),
     #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
     #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(neon::attend)),
     #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(neon::attend_f16)),
+
+    // Before dotprod: an SDOT of SVE is wider where a core's pipes are fewer, so at 128 and 256 bits, which is all that
+    // cores with both have, these rows gain nothing over the next ones. SMMLA has an SVE form for which the same holds.
+    // They are for cores with SVE and no dotprod (A64FX).
+    #[cfg(c_kernel = "sve_matmul")] exact("q8-matmul-sve", Op::Matmul(Format::Q8), Isa::SVE, Run::Matmul(sve::matmul_q8)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4-matmul-sve", Op::Matmul(Format::Q4), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4z-matmul-sve", Op::Matmul(Format::Q4Z), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4m-matmul-sve", Op::Matmul(Format::Q4M), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3-matmul-sve", Op::Matmul(Format::Q3), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3z-matmul-sve", Op::Matmul(Format::Q3Z), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3m-matmul-sve", Op::Matmul(Format::Q3M), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2-matmul-sve", Op::Matmul(Format::Q2), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2z-matmul-sve", Op::Matmul(Format::Q2Z), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2m-matmul-sve", Op::Matmul(Format::Q2M), Isa::SVE, Run::Matmul(sve::matmul_q2)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
