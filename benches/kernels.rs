@@ -16,8 +16,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use half::f16;
 use nybl::isa::Isa;
 use nybl::kernel::{
-    Activations, AttendStep, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob, Op,
-    Packed, ROWS, Row, Run, abi::MatmulArgs,
+    Activations, AttendStep, Epilogue, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob,
+    Op, Packed, ROWS, Row, Run, abi::EpilogueArgs, abi::MatmulArgs,
 };
 use nybl::memory::Aligned;
 use nybl::threads::Pool;
@@ -184,7 +184,10 @@ impl Ready {
         } else {
             Input::Float(&self.floats)
         };
-        self.kernels.matmul(&self.pool, &mut [MatmulJob { w, x, y: &mut self.y }]);
+        self.kernels.matmul(
+            &self.pool,
+            &mut [MatmulJob { w, x, y: &mut self.y, epilogue: Epilogue::NONE }],
+        );
         black_box(&mut self.y);
     }
 
@@ -336,6 +339,26 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
                 });
             };
             (2 * BLOCK * HEAD, Box::new(work))
+        }
+        Op::Epilogue => {
+            let Run::Epilogue(run) = row.run else { unreachable!("a row runs its own operation") };
+            let (mut y, bias, mut halves) = (wave(D), wave(D), vec![0_u16; D]);
+            let work = move || {
+                let args = EpilogueArgs {
+                    y: black_box(&mut y).as_mut_ptr(),
+                    y_stride: D,
+                    m: 1,
+                    n: D,
+                    bias: bias.as_ptr(),
+                    low: -1e9,
+                    high: 1e9,
+                    halves: halves.as_mut_ptr(),
+                    halves_stride: D,
+                };
+                // SAFETY: every buffer has `D` elements, and the CPU can run the row.
+                unsafe { run(&raw const args) };
+            };
+            (D, Box::new(work))
         }
         Op::Matmul(_) => unreachable!("has benchmarks of its own"),
     }

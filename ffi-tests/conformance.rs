@@ -18,8 +18,8 @@ mod guard;
 mod registers;
 
 use cases::{
-    AttendCase, Case, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase, SoftmaxCase,
-    SwiGluCase,
+    AttendCase, Case, EpilogueCase, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase,
+    SoftmaxCase, SwiGluCase,
 };
 use guard::{Arena, Place};
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -83,6 +83,7 @@ fn trial(row: &'static Row, have: Isa, expect: &[String], seed: u64) -> Trial {
 fn check(row: &Row, seed: u64) -> Result<(), String> {
     match row.op {
         Op::Matmul(format) => each(row, seed, MatmulCase::all(format, seed)),
+        Op::Epilogue => each(row, seed, EpilogueCase::all(seed)),
         Op::Quantize => each(row, seed, QuantizeCase::all(seed)),
         Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
         Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),

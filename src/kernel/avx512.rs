@@ -118,7 +118,7 @@ impl x86::Simd for Zmm {
     #[inline(always)]
     unsafe fn halves(at: *const u8) -> __m512 {
         // SAFETY: the caller vouches for the memory and the CPU.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(at.cast())) }
     }
     #[inline(always)]
     unsafe fn load_floats(at: *const f32, count: usize) -> __m512 {
@@ -137,15 +137,18 @@ impl x86::Simd for Zmm {
     }
 }
 
-/// The two f32 halves of a table of 32 f16.
+/// The two f32 halves of a table of 32 f16. The form without a rounding mode of its own takes them from
+/// memory, which is one operation of the vector ports less.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn halves(table: *const u8) -> [__m512; 2] {
     // SAFETY: the caller vouches for 64 bytes.
     unsafe {
         [
-            _mm512_cvtph_ps(_mm256_loadu_si256(table.cast())),
-            _mm512_cvtph_ps(_mm256_loadu_si256(table.add(32).cast())),
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(table.cast())),
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
+                table.add(32).cast(),
+            )),
         ]
     }
 }

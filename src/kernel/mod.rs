@@ -32,14 +32,14 @@ mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
+pub use call::{Activations, AttendStep, Epilogue, Input, Kernels, MatmulJob, Packed};
 pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
 use abi::{
-    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
-    SwiGluArgs,
+    AttendArgs, EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs,
+    SoftmaxArgs, SwiGluArgs,
 };
 
 /// How keys and values lie in a KV block.
@@ -73,6 +73,8 @@ pub enum Op {
     Matmul(Format),
     /// Activations to int8 groups.
     Quantize,
+    /// Bias, clamp and rounding to halves after a matmul.
+    Epilogue,
     /// Root-mean-square normalisation.
     RmsNorm,
     /// `silu(gate) * up`.
@@ -103,6 +105,8 @@ pub enum Run {
     Matmul(unsafe extern "C" fn(*const MatmulArgs)),
     /// The activation quantiser.
     Quantize(unsafe extern "C" fn(*const QuantizeArgs)),
+    /// Bias, clamp and halves.
+    Epilogue(unsafe extern "C" fn(*const EpilogueArgs)),
     /// RMS normalisation.
     RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
     /// SwiGLU.
@@ -162,6 +166,7 @@ pub static ROWS: &[Row] = &[
     exact("q2z-matmul-scalar", Op::Matmul(Format::Q2Z), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("q2m-matmul-scalar", Op::Matmul(Format::Q2M), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
+    exact("epilogue-scalar", Op::Epilogue, Isa::NONE, Run::Epilogue(scalar::epilogue)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
     exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
@@ -198,6 +203,7 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx2", Op::Matmul(Format::Q2Z), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx2", Op::Matmul(Format::Q2M), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("epilogue-avx2", Op::Epilogue, Isa::AVX2, Run::Epilogue(avx2::epilogue)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
@@ -231,6 +237,7 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx512", Op::Matmul(Format::Q2Z), AVX512, Run::Matmul(avx512::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx512", Op::Matmul(Format::Q2M), AVX512, Run::Matmul(avx512::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("epilogue-avx512", Op::Epilogue, AVX512, Run::Epilogue(avx512::epilogue)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
@@ -247,6 +254,7 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("q4z-matmul-neon", Op::Matmul(Format::Q4Z), Isa::NEON, Run::Matmul(neon::matmul_q4z)),
     #[cfg(target_arch = "aarch64")] exact("q4m-matmul-neon", Op::Matmul(Format::Q4M), Isa::NEON, Run::Matmul(neon::matmul_q4m)),
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
+    #[cfg(target_arch = "aarch64")] exact("epilogue-neon", Op::Epilogue, Isa::NEON, Run::Epilogue(neon::epilogue)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
     #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),

@@ -158,7 +158,9 @@ pub(super) unsafe fn q3<S: Simd>(a: &MatmulArgs) {
                 ]];
                 if a.offset == 0 {
                     let middle = S::splat(4 * x.sum(0));
-                    dots[0] = dots[0].map(|dots| S::sub(dots, middle));
+                    for dots in &mut dots[0] {
+                        *dots = S::sub(*dots, middle);
+                    }
                 }
                 let tables = w.add(a.group * 48);
                 scale_in::<S, 1, 8>(&mut acc, &dots, &x, a.offset, tables, 128, at);
@@ -199,7 +201,10 @@ pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
                         set[3] = S::dot(set[3], only(line, 0x03), x);
                     }
                 }
-                let all: [_; 4] = std::array::from_fn(|i| S::add(sums[0][i], sums[1][i]));
+                let mut all = sums[0];
+                for i in 0..4 {
+                    all[i] = S::add(sums[0][i], sums[1][i]);
+                }
                 let mut dots = [[
                     all[3],
                     S::right::<2>(S::sub(all[2], all[3])),
@@ -208,7 +213,9 @@ pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
                 ]];
                 if a.offset == 0 {
                     let middle = S::splat(2 * x.sum(0));
-                    dots[0] = dots[0].map(|dots| S::sub(dots, middle));
+                    for dots in &mut dots[0] {
+                        *dots = S::sub(*dots, middle);
+                    }
                 }
                 let tables = w.add(a.group * 16);
                 scale_in::<S, 1, 4>(&mut acc, &dots, &x, a.offset, tables, 64, at);

@@ -6,7 +6,8 @@
 //! accumulator of an output waits in `y` between two stretches.
 //!
 //! The bodies are generic over [`Simd`] and compiled where a function with `#[target_feature]` calls
-//! them; everything here is inlined into that function, so that the intrinsics become instructions.
+//! them; everything here is inlined into that function, so that the intrinsics become instructions. A closure
+//! around an intrinsic that is handed to another function would not be, and turn into a call.
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
@@ -183,8 +184,9 @@ pub(super) struct Tile {
     groups: usize,
     /// The zero of the codes where the format fixes it.
     middle: i32,
-    /// The tables of the first group.
+    /// The tables of the first group, and how far those of the next are.
     tables: *const u8,
+    group_bytes: usize,
     /// Rows of a panel, and the first of the tile's.
     high: usize,
     row: usize,
@@ -213,7 +215,9 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
         let mut acc = [[S::splat_float(0.0); 2]; R];
         if t.first_group > 0 {
             for r in 0..R {
-                acc[r] = [0, 1].map(|v| S::load_floats(y(r, v), counts[v]));
+                for v in 0..2 {
+                    acc[r][v] = S::load_floats(y(r, v), counts[v]);
+                }
             }
         }
         for g in 0..t.groups {
@@ -226,7 +230,7 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
             }
             let ahead = t.ahead.wrapping_add(g * if FLIP { t.stride } else { a.group * 16 });
             S::walk::<R, FLIP>(&mut dots, t.codes.add(g * t.stride), &x.x, a.group / 4, ahead);
-            let tables = t.tables.add(g * (a.panel_bytes / a.groups));
+            let tables = t.tables.add(g * t.group_bytes);
             let at = [t.row, t.row + S::LANES];
             scale_in::<S, R, 2>(&mut acc, &dots, &x, a.offset, tables, t.high, at);
         }
@@ -346,6 +350,7 @@ pub(super) unsafe fn many(
                         groups,
                         middle: if a.offset == 0 { 1 << (bits - 1) } else { 0 },
                         tables: w.add(code_bytes),
+                        group_bytes,
                         high,
                         row,
                         output: panel * high + row,
@@ -377,6 +382,7 @@ pub(super) unsafe fn bytes(a: &MatmulArgs, tiles: &[TileFn], width: usize) {
                     groups: a.groups,
                     middle: 128,
                     tables: w.add(a.group * PANEL),
+                    group_bytes: a.panel_bytes / a.groups,
                     high: PANEL,
                     row,
                     output: panel * PANEL + row,
