@@ -8,3 +8,4 @@ pub mod runtime;
 pub mod score;
 pub mod session;
 pub mod speculate;
+mod translate;
