@@ -63,7 +63,8 @@ impl Speculator {
     /// as before then.
     pub fn attach(&mut self, mut drafter: Box<dyn Drafter>, controller: Controller) -> Result<()> {
         let (model, rows) = (self.session.model(), MOST_DRAFTS + 1);
-        let scratch = Scratch::new(model.config(), model.weights(), rows, rows)?;
+        let chunk = (rows, self.session.context());
+        let scratch = Scratch::new(model.config(), model.weights(), chunk, rows)?;
         drafter.prepare(self.tokens(), true)?;
         let (verifier, draft) = (Verifier::default(), Draft::default());
         self.source = Some(Source { drafter, controller, verifier, scratch, draft });
