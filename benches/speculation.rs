@@ -185,13 +185,13 @@ fn noise(count: usize, different: usize, seed: u64) -> Vec<u32> {
 
 /// A source file, and the same with a name changed throughout.
 fn edit() -> (String, String) {
-    let file = &include_str!("../src/spec/tree.rs")[..2400];
+    let file = &include_str!("../src/spec/tree.rs")[..1200];
     (file.into(), file.replace("parent", "ancestor").replace("row", "line"))
 }
 
 /// A page, and the first sentence of each of its paragraphs.
 fn summary() -> (String, String) {
-    let page = &include_str!("../src/docs/numerics.md")[..2600];
+    let page = &include_str!("../src/docs/numerics.md")[..1900];
     let first = |paragraph: &str| {
         let end = paragraph.find(". ").map_or(paragraph.len(), |end| end + 1);
         paragraph[..end].to_owned()
