@@ -140,6 +140,7 @@ fn model_file(shape: &Shape) -> PathBuf {
         let bytes = match kind {
             Kind::Vector(len) => 1.0_f32.to_le_bytes().repeat(*len),
             Kind::Matrix(layout) => random_matrix(layout, &mut random),
+            other => unreachable!("{other:?} is not in the plan"),
         };
         writer.append(&bytes).expect("room for a model");
     }
