@@ -102,7 +102,7 @@ impl Session {
         Ok(Self {
             store,
             table,
-            scratch: Scratch::new(model.config(), model.weights(), chunk, 1)?,
+            scratch: Scratch::new(model.config(), model.weights(), (chunk, context), 1)?,
             tokens,
             logits: Aligned::zeroed("logits", model.vocab())?,
             fresh: false,
@@ -142,7 +142,8 @@ impl Session {
     /// [`Error::Io`]; as [`Session::logits`].
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.refresh()?;
-        let (identity, store) = (self.model.kv_identity(), lock(&self.store));
+        let identity = self.model.kv_identity(self.context);
+        let store = lock(&self.store);
         snapshot::save_file(&store, &self.table, &self.tokens, &identity, path)
     }
 
@@ -158,7 +159,8 @@ impl Session {
         // Both sequences exist for a moment.
         fit(&mut store, context, sessions + 1);
         let mut table = BlockTable::default();
-        let found = snapshot::restore_file(&mut store, &mut table, &self.model.kv_identity(), path);
+        let identity = self.model.kv_identity(context);
+        let found = snapshot::restore_file(&mut store, &mut table, &identity, path);
         let vocab = self.model.vocab();
         let full = Error::ContextFull { limit: context };
         let found = found.map_err(|error| match error {
@@ -181,7 +183,8 @@ impl Session {
         let found = found?;
         store.publish(&mut self.table, &found);
         // The logits are not in the file: the step of the last token is repeated, to the same bits.
-        store.truncate(&mut self.table, found.len().saturating_sub(1));
+        let keep = found.len().saturating_sub(1);
+        store.rewind(&mut self.table, keep, self.model.config().first_seen(keep));
         self.tokens.clear();
         self.tokens.extend_from_slice(&found);
         self.fresh = false;
@@ -230,7 +233,8 @@ impl Session {
         if let Err(error) = self.reserve(0) {
             self.tokens.truncate(before);
             let keep = self.table.len().min(before);
-            lock(&self.store).truncate(&mut self.table, keep);
+            let first_seen = self.model.config().first_seen(keep);
+            lock(&self.store).rewind(&mut self.table, keep, first_seen);
             return Err(error);
         }
         self.catch_up();
@@ -305,6 +309,7 @@ impl Session {
     /// the cache as rubbish that the next pass overwrites.
     pub(super) fn settle(&mut self, accepted: &[u32], next: u32, logits: &[f32]) -> Next {
         self.table.commit(1 + accepted.len());
+        self.shed();
         self.tokens.extend_from_slice(accepted);
         self.logits.copy_from_slice(logits);
         self.fresh = true;
@@ -328,7 +333,8 @@ impl Session {
             // The logits after the last token kept are gone: its step is repeated when they are asked
             // for, which gives the same bits.
             let keep = self.table.len().min(len.saturating_sub(1));
-            lock(&self.store).truncate(&mut self.table, keep);
+            let first_seen = self.model.config().first_seen(keep);
+            lock(&self.store).rewind(&mut self.table, keep, first_seen);
             self.fresh = false;
         }
     }
@@ -380,6 +386,14 @@ impl Session {
         Ok(())
     }
 
+    /// Gives back what the windows of all layers have passed.
+    fn shed(&mut self) {
+        // One position less, because the step of the last token may be repeated.
+        let next = self.table.len().saturating_sub(1);
+        let first_seen = self.model.config().first_seen(next);
+        lock(&self.store).drop_before(&mut self.table, 0, first_seen);
+    }
+
     fn catch_up(&mut self) {
         // Should the model panic, the cache may hold half a step: poisoned until the end is reached.
         self.poisoned = true;
@@ -397,6 +411,8 @@ impl Session {
             self.table.commit(chunk.len());
         }
         store.publish(&mut self.table, &self.tokens);
+        drop(store);
+        self.shed();
         self.fresh = true;
         self.poisoned = false;
     }

@@ -104,7 +104,8 @@ impl Sight<'_> {
 
     /// Where the window of the row at `position` starts: 0 as long as nothing lies between the sinks and
     /// the window.
-    fn start(&self, position: usize) -> usize {
+    #[must_use]
+    pub fn start(&self, position: usize) -> usize {
         let start = (position + 1).saturating_sub(self.window);
         if start <= self.sinks { 0 } else { start }
     }

@@ -234,6 +234,15 @@ impl KvStore {
         table.truncate(&mut self.pool, len);
     }
 
+    /// [`KvStore::truncate`] for a sequence that goes on at `len` and then looks at positions from
+    /// `first_seen` on. Where a window has dropped one of these, everything behind what was dropped goes,
+    /// too, and has to be computed again: `table.len()` tells from where.
+    pub fn rewind(&mut self, table: &mut BlockTable, len: usize, first_seen: usize) {
+        let dropped = table.dropped(&self.pool);
+        let lost = first_seen < dropped.end && dropped.start < len;
+        table.truncate(&mut self.pool, if lost { dropped.start } else { len });
+    }
+
     /// A second sequence with the same tokens, sharing all blocks until one of the two writes.
     ///
     /// # Errors
