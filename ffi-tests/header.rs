@@ -1,5 +1,5 @@
 //! What follows from the sources in `src/ffi` is what they say: the header, the version script, the table of
-//! functions and the list of structs. `BLESS=1` writes all of them anew.
+//! functions and the list of structs; and so is the header of the C kernels. `BLESS=1` writes all of them anew.
 //!
 //! A new function or struct in a file of `src/ffi` needs no other edit, and a new file needs its `mod` line.
 
@@ -83,8 +83,22 @@ fn heading(chapter: &Chapter) -> String {
 fn declarations(chapter: &Chapter) -> String {
     let mut config = cbindgen::Config::from_file(root().join("include/cbindgen.toml")).unwrap();
     config.header = None;
-    let builder = cbindgen::Builder::new().with_config(config);
-    let builder = builder.with_src(root().join(format!("src/ffi/{}.rs", chapter.name)));
+    let text = generated(config, &format!("src/ffi/{}.rs", chapter.name));
+    // Statuses in hexadecimal: their second byte is their class.
+    let hexadecimal = |line: &str| match line.rsplit_once(' ') {
+        Some((define, code)) if line.starts_with("#define NYBL_ERR_") => {
+            format!("{define} {:#06x}\n", code.parse::<i32>().unwrap())
+        }
+        _ => format!("{line}\n"),
+    };
+    let text: String = text.lines().map(hexadecimal).collect();
+    text.trim().to_owned() + "\n"
+}
+
+/// What cbindgen makes of one file. One, because reading the whole crate would put the functions we import
+/// into our own header.
+fn generated(config: cbindgen::Config, source: &str) -> String {
+    let builder = cbindgen::Builder::new().with_config(config).with_src(root().join(source));
     let mut text = Vec::new();
     builder.generate().unwrap().write(&mut text);
     let text = String::from_utf8(text).unwrap();
@@ -102,15 +116,7 @@ fn declarations(chapter: &Chapter) -> String {
             lines.push(line);
         }
     }
-    // Statuses in hexadecimal: their second byte is their class.
-    let hexadecimal = |line: &&str| match line.rsplit_once(' ') {
-        Some((define, code)) if line.starts_with("#define NYBL_ERR_") => {
-            format!("{define} {:#06x}\n", code.parse::<i32>().unwrap())
-        }
-        _ => format!("{line}\n"),
-    };
-    let text: String = lines.iter().map(hexadecimal).collect();
-    text.trim().to_owned() + "\n"
+    lines.join("\n") + "\n"
 }
 
 fn header() -> String {
@@ -270,14 +276,22 @@ fn what_is_generated_is_fresh() {
     is_fresh("ffi-tests/structs.in", &struct_list());
 }
 
+#[test]
+fn the_header_of_the_c_kernels_is_fresh() {
+    let config = cbindgen::Config::from_file(root().join("kernels/cbindgen.toml")).unwrap();
+    is_fresh("kernels/kernel_abi.h", &generated(config, "src/kernel/abi.rs"));
+}
+
 fn compiles(compiler: &str, flags: &[&str], extension: &str) {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let source = folder.join(format!("alone{}.{extension}", flags.len()));
-    std::fs::write(&source, "#include \"nybl.h\"\n#include \"nybl.h\"\n").unwrap();
+    let headers = ["nybl.h", "kernel_abi.h"].map(|name| format!("#include \"{name}\"\n").repeat(2));
+    std::fs::write(&source, headers.concat()).unwrap();
     let output = Command::new(compiler)
         .args(flags)
-        .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only", "-I"])
-        .arg(root().join("include"))
+        .args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-fsyntax-only"])
+        .args(["-I".as_ref(), root().join("include").as_os_str()])
+        .args(["-I".as_ref(), root().join("kernels").as_os_str()])
         .arg(&source)
         .output()
         .unwrap_or_else(|error| panic!("{compiler}: {error}"));
