@@ -14,6 +14,7 @@ pub struct nybl_api {
 /// The table of functions, if this library serves programs that were built against `major`.`minor` (pass
 /// NYBL_ABI_MAJOR and NYBL_ABI_MINOR); NULL otherwise. Static.
 #[unsafe(no_mangle)]
+#[allow(clippy::absurd_extreme_comparisons, reason = "the minor version does not stay 0")]
 pub extern "C" fn nybl_get_api(major: u32, minor: u32) -> *const nybl_api {
     if major == NYBL_ABI_MAJOR && minor <= NYBL_ABI_MINOR {
         (&raw const TABLE).cast()
