@@ -275,6 +275,18 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
             };
             (D, Box::new(work))
         }
+        Op::GeGlu => {
+            let (start, mut gate, up) = (wave(D), wave(D), wave(D));
+            let work = move || {
+                gate.copy_from_slice(&start);
+                kernels.geglu(&pool, black_box(&mut gate), &up);
+            };
+            (D, Box::new(work))
+        }
+        Op::SoftCap => {
+            let mut x = wave(D);
+            (D, Box::new(move || kernels.softcap(&pool, black_box(&mut x), 30.0)))
+        }
         Op::Softmax => {
             let mut x = wave(D);
             (D, Box::new(move || kernels.softmax(black_box(&mut x))))

@@ -87,6 +87,30 @@ pub struct SwiGluArgs {
     pub len: usize,
 }
 
+/// `gate = gelu(gate) * up`, element by element, with the tanh form of GELU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GeGluArgs {
+    /// Input and output.
+    pub gate: *mut f32,
+    /// The other factor.
+    pub up: *const f32,
+    /// Elements.
+    pub len: usize,
+}
+
+/// `x = cap * tanh(x / cap)`, in place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SoftCapArgs {
+    /// Input and output.
+    pub x: *mut f32,
+    /// Elements.
+    pub len: usize,
+    /// The bound of the output's magnitude; above zero.
+    pub cap: f32,
+}
+
 /// `x = softmax(x)`, in place.
 #[repr(C)]
 #[derive(Clone, Copy)]

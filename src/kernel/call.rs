@@ -1,6 +1,9 @@
 //! The safe side of the table: every length is checked here, because a row does not.
 
-use super::abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use super::abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
 use super::layout::{Layout, PANEL};
 use super::{KvFormat, LANES, Op, Row, Run, select};
 use crate::error::{Error, Result};
@@ -12,6 +15,9 @@ use crate::threads::{Pool, SharedMut};
 /// Weight bytes a tile should have: long enough that taking it from the counter costs nothing, short
 /// enough that unlike cores end together.
 const TILE_BYTES: usize = 64 * 1024;
+
+/// Elements of an element-wise operation that a thread takes at a time.
+const CHUNK: usize = 4096;
 
 /// A packed matrix: its layout and exactly that many bytes, owned or mapped by somebody else.
 #[derive(Clone, Copy)]
@@ -163,6 +169,8 @@ pub struct Kernels {
     quantize: unsafe extern "C" fn(*const QuantizeArgs),
     rmsnorm: unsafe extern "C" fn(*const RmsNormArgs),
     swiglu: unsafe extern "C" fn(*const SwiGluArgs),
+    geglu: unsafe extern "C" fn(*const GeGluArgs),
+    softcap: unsafe extern "C" fn(*const SoftCapArgs),
     softmax: unsafe extern "C" fn(*const SoftmaxArgs),
     attend: [&'static Row; KvFormat::ALL.len()],
 }
@@ -192,6 +200,8 @@ impl Kernels {
             quantize: selected!(Quantize, isa),
             rmsnorm: selected!(RmsNorm, isa),
             swiglu: selected!(SwiGlu, isa),
+            geglu: selected!(GeGlu, isa),
+            softcap: selected!(SoftCap, isa),
             softmax: selected!(Softmax, isa),
             attend: KvFormat::ALL.map(|format| select(Op::Attend(format), isa)),
         })
@@ -292,7 +302,7 @@ impl Kernels {
         let q = SharedMut::new(out.q.as_mut_ptr());
         let scales = SharedMut::new(out.scales.as_mut_ptr());
         let sums = SharedMut::new(out.sums.as_mut_ptr());
-        each_row_tile(pool, m, |first, rows| {
+        each_row_tile(pool, m, k, |first, rows| {
             let args = QuantizeArgs {
                 x: x[first * k..].as_ptr(),
                 x_stride: k,
@@ -318,7 +328,7 @@ impl Kernels {
         let m = x.len() / d;
         assert!(x.len() == m * d && y.len() == x.len(), "other shape");
         let y = SharedMut::new(y.as_mut_ptr());
-        each_row_tile(pool, m, |first, rows| {
+        each_row_tile(pool, m, d, |first, rows| {
             let args = RmsNormArgs {
                 x: x[first * d..].as_ptr(),
                 weight: weight.as_ptr(),
@@ -339,12 +349,34 @@ impl Kernels {
     /// When the two differ in length: a bug of the caller.
     pub fn swiglu(&self, pool: &Pool, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len(), "other shape");
-        const CHUNK: usize = 4096;
         pool.chunks_mut(gate, CHUNK, &|index, gate| {
             let up = &up[index * CHUNK..index * CHUNK + gate.len()];
             let args = SwiGluArgs { gate: gate.as_mut_ptr(), up: up.as_ptr(), len: gate.len() };
             // SAFETY: both slices are `len` long, and the CPU has what the row needs.
             unsafe { (self.swiglu)(&raw const args) };
+        });
+    }
+
+    /// `gate = gelu(gate) * up`, with the tanh form of GELU.
+    ///
+    /// # Panics
+    /// When the two differ in length: a bug of the caller.
+    pub fn geglu(&self, pool: &Pool, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "other shape");
+        pool.chunks_mut(gate, CHUNK, &|index, gate| {
+            let up = &up[index * CHUNK..index * CHUNK + gate.len()];
+            let args = GeGluArgs { gate: gate.as_mut_ptr(), up: up.as_ptr(), len: gate.len() };
+            // SAFETY: both slices are `len` long, and the CPU has what the row needs.
+            unsafe { (self.geglu)(&raw const args) };
+        });
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(&self, pool: &Pool, x: &mut [f32], cap: f32) {
+        pool.chunks_mut(x, CHUNK, &|_, x| {
+            let args = SoftCapArgs { x: x.as_mut_ptr(), len: x.len(), cap };
+            // SAFETY: the slice is `len` long, and the CPU has what the row needs.
+            unsafe { (self.softcap)(&raw const args) };
         });
     }
 
@@ -393,9 +425,10 @@ impl Kernels {
     }
 }
 
-/// Calls `work(first, rows)` over the pool in about two tiles a thread.
-fn each_row_tile(pool: &Pool, m: usize, work: impl Fn(usize, usize) + Sync) {
-    let rows = m.div_ceil(pool.threads() * 2).max(4);
+/// Calls `work(first, rows)` over the pool in about two tiles a thread, none so small that the join would
+/// cost more than the work: the heads of one token are one tile.
+fn each_row_tile(pool: &Pool, m: usize, width: usize, work: impl Fn(usize, usize) + Sync) {
+    let rows = m.div_ceil(pool.threads() * 2).max(4).max(CHUNK / width);
     pool.run(m.div_ceil(rows), &|tile| work(tile * rows, rows.min(m - tile * rows)));
 }
 

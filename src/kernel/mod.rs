@@ -29,7 +29,10 @@ pub use layout::{Format, Layout, PANEL};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
-use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
 
 /// How keys and values lie in a KV block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +69,10 @@ pub enum Op {
     RmsNorm,
     /// `silu(gate) * up`.
     SwiGlu,
+    /// `gelu(gate) * up`.
+    GeGlu,
+    /// `cap * tanh(x / cap)`.
+    SoftCap,
     /// Softmax of one row.
     Softmax,
     /// Attention of query rows over one KV block of one format.
@@ -92,6 +99,10 @@ pub enum Run {
     RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
     /// SwiGLU.
     SwiGlu(unsafe extern "C" fn(*const SwiGluArgs)),
+    /// GeGLU.
+    GeGlu(unsafe extern "C" fn(*const GeGluArgs)),
+    /// Soft cap.
+    SoftCap(unsafe extern "C" fn(*const SoftCapArgs)),
     /// Softmax.
     Softmax(unsafe extern "C" fn(*const SoftmaxArgs)),
     /// Attention over one block.
@@ -137,6 +148,8 @@ pub static ROWS: &[Row] = &[
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
+    exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
+    exact("softcap-scalar", Op::SoftCap, Isa::NONE, Run::SoftCap(scalar::softcap)),
     exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
     exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(scalar::attend)),
     exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(scalar::attend_f16)),
@@ -159,6 +172,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx2", Op::SoftCap, Isa::AVX2, Run::SoftCap(avx2::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
@@ -173,6 +188,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx512", Op::SoftCap, AVX512, Run::SoftCap(avx512::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(avx512::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(avx512::attend_f16)),
@@ -187,6 +204,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
+    #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),
+    #[cfg(target_arch = "aarch64")] exact("softcap-neon", Op::SoftCap, Isa::NEON, Run::SoftCap(neon::softcap)),
     #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
     #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(neon::attend)),
     #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(neon::attend_f16)),

@@ -2,7 +2,10 @@
 //!
 //! All other rows must equal these bit for bit. Kept naive on purpose; speed is not its job.
 
-use super::abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use super::abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
 use super::layout::{Format, PANEL};
 use super::ops;
 use half::{bf16, f16};
@@ -138,6 +141,10 @@ rows! {
     rmsnorm(RmsNormArgs) = |a| ops::rmsnorm(a);
     /// SwiGLU.
     swiglu(SwiGluArgs) = |a| ops::swiglu(a);
+    /// GeGLU.
+    geglu(GeGluArgs) = |a| ops::geglu(a);
+    /// Soft cap.
+    softcap(SoftCapArgs) = |a| ops::softcap(a);
     /// Softmax.
     softmax(SoftmaxArgs) = |a| ops::softmax(a);
     /// Attention over one block of f32.
