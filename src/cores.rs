@@ -37,6 +37,13 @@ impl CorePolicy {
         self.choose_from(allowed, Path::new(SYSFS))
     }
 
+    /// Cores that [`CorePolicy::choose`] leaves, or those that the process may use at once.
+    pub(crate) fn count(&self) -> usize {
+        let parallel = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.choose(&crate::threads::allowed_cores())
+            .map_or(parallel, |cores| cores.len().min(parallel))
+    }
+
     fn choose_from(&self, allowed: &[usize], sysfs: &Path) -> Option<Vec<usize>> {
         let wanted: Vec<usize> = match self {
             Self::All => return None,

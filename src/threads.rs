@@ -23,7 +23,7 @@ const OPEN: usize = 1 << 31;
 
 /// Threads of the host: calls `tile(0)` to `tile(tiles - 1)`, each once, on whichever threads, and returns
 /// when all have returned.
-pub type Executor = Box<dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Send + Sync>;
+pub type Executor = Arc<dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Send + Sync>;
 
 /// A fixed set of worker threads; the calling thread is one of them.
 pub struct Pool {
@@ -315,6 +315,8 @@ fn run_lent(executor: &Executor, tiles: usize, tile: &(dyn Fn(usize) + Sync)) {
     assert!(done == tiles, "the host's executor ran {done} of {tiles} tiles");
 }
 
+pub(crate) use affinity::allowed as allowed_cores;
+
 /// Where threads run: only Linux and Android can be asked.
 mod affinity {
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
@@ -322,7 +324,7 @@ mod affinity {
 
     /// The cores this thread may run on.
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
-    pub(super) fn allowed() -> Vec<usize> {
+    pub(crate) fn allowed() -> Vec<usize> {
         // SAFETY: all zeros is an empty set; the call writes one set.
         unsafe {
             let mut set: libc::cpu_set_t = std::mem::zeroed();
@@ -348,7 +350,7 @@ mod affinity {
     }
 
     #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
-    pub(super) fn allowed() -> Vec<usize> {
+    pub(crate) fn allowed() -> Vec<usize> {
         Vec::new()
     }
 
@@ -454,7 +456,7 @@ mod tests {
 
     #[test]
     fn the_hosts_threads_do_all_the_work() {
-        let executor: Executor = Box::new(|tiles, tile| {
+        let executor: Executor = Arc::new(|tiles, tile| {
             std::thread::scope(|scope| {
                 scope.spawn(|| (0..tiles / 2).for_each(tile));
                 (tiles / 2..tiles).for_each(tile);
@@ -468,7 +470,7 @@ mod tests {
         // A panic reaches the caller, not the host's thread; a host that leaves tiles out is found out.
         let broken = catch_unwind(AssertUnwindSafe(|| pool.run(4, &|i| assert!(i != 0, "zero"))));
         assert!(broken.is_err());
-        let lazy = Pool::lent(2, Box::new(|_, tile| tile(0))).unwrap();
+        let lazy = Pool::lent(2, Arc::new(|_, tile| tile(0))).unwrap();
         assert!(catch_unwind(AssertUnwindSafe(|| lazy.run(2, &|_| {}))).is_err());
     }
 

@@ -44,7 +44,8 @@ pub unsafe extern "C" fn nybl_runtime_create(
             let config = read_config(config)?;
             let isa = text("config->isa", config.isa, config.isa_len)?;
             let isa = (!isa.is_empty()).then(|| isa.to_owned());
-            let config = RuntimeConfig { threads: config.threads as usize, isa };
+            let config =
+                RuntimeConfig { threads: config.threads as usize, isa, ..RuntimeConfig::default() };
             let runtime = Arc::new(Runtime::new(&config)?);
             set("out", out, Box::into_raw(Box::new(nybl_runtime { runtime })))
         }
