@@ -15,8 +15,10 @@ pub struct MatmulArgs {
     pub panels: usize,
     /// Groups along `k`; for float formats `k` itself.
     pub groups: usize,
-    /// Values of `k` in a group; 1 for float formats.
+    /// Values of `k` in a group, a multiple of 16; 1 for float formats.
     pub group: usize,
+    /// What follows the scales of a group: 0 nothing, 1 zero points (i16), 2 minima (f16).
+    pub offset: u32,
     /// Activations: int8 for quantised formats, f32 for float formats; `m` rows.
     pub x: *const u8,
     /// Elements from one activation row to the next.
@@ -31,7 +33,7 @@ pub struct MatmulArgs {
     pub y: *mut f32,
     /// Elements from one output row to the next.
     pub y_stride: usize,
-    /// Outputs to write in each row: at most 32 times `panels`, and into the last of them.
+    /// Outputs to write in each row: at most what the panels have, and into the last of them.
     pub n: usize,
 }
 

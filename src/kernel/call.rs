@@ -4,7 +4,7 @@ use super::abi::{
     AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
     SwiGluArgs,
 };
-use super::layout::{Layout, PANEL};
+use super::layout::{Layout, MIN_GROUP};
 use super::{KvFormat, LANES, Op, Row, Run, select};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -77,7 +77,7 @@ impl Activations {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(m: usize, k: usize) -> Result<Self> {
-        let groups = k.div_ceil(32);
+        let groups = k.div_ceil(MIN_GROUP);
         Ok(Self {
             capacity: m,
             most_k: k,
@@ -268,6 +268,7 @@ impl Kernels {
             start,
             end: start + layout.panels().div_ceil(panels),
             panels,
+            panel_rows: layout.panel_rows(),
             run,
             all: MatmulArgs {
                 w: job.w.bytes.as_ptr(),
@@ -275,6 +276,7 @@ impl Kernels {
                 panels: layout.panels(),
                 groups: layout.groups(),
                 group: layout.group(),
+                offset: layout.format().offset() as u32,
                 x,
                 x_stride,
                 x_scales,
@@ -296,7 +298,8 @@ impl Kernels {
     pub fn quantize(&self, pool: &Pool, x: &[f32], k: usize, group: usize, out: &mut Activations) {
         let m = x.len() / k;
         assert!(x.len() == m * k && m <= out.capacity && k <= out.most_k, "no room");
-        assert!(matches!(group, 32 | 64 | 128), "group size {group}");
+        let row = k.next_multiple_of(MIN_GROUP);
+        assert!(matches!(group, 16 | 32 | 64 | 128) || group == row, "group size {group}");
         (out.m, out.k, out.group) = (m, k, group);
         let groups = k.div_ceil(group);
         let q = SharedMut::new(out.q.as_mut_ptr());
@@ -437,6 +440,7 @@ struct Plan<'a> {
     start: usize,
     end: usize,
     panels: usize,
+    panel_rows: usize,
     run: unsafe extern "C" fn(*const MatmulArgs),
     all: MatmulArgs,
     y: SharedMut<f32>,
@@ -454,8 +458,8 @@ impl Plan<'_> {
         let args = MatmulArgs {
             w: self.all.w.wrapping_add(first * self.all.panel_bytes),
             panels,
-            y: self.y.get().wrapping_add(first * PANEL),
-            n: (panels * PANEL).min(self.all.n - first * PANEL),
+            y: self.y.get().wrapping_add(first * self.panel_rows),
+            n: (panels * self.panel_rows).min(self.all.n - first * self.panel_rows),
             ..self.all
         };
         // SAFETY: `plan` checked every length against the layout, the tile stays inside, and the CPU

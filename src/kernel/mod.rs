@@ -25,7 +25,7 @@ mod neon;
 mod portable;
 
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
-pub use layout::{Format, Layout, PANEL};
+pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
@@ -143,8 +143,14 @@ pub static ROWS: &[Row] = &[
     exact("bf16-matmul-scalar", Op::Matmul(Format::Bf16), Isa::NONE, Run::Matmul(scalar::matmul_bf16)),
     exact("q8-matmul-scalar", Op::Matmul(Format::Q8), Isa::NONE, Run::Matmul(scalar::matmul_q8)),
     exact("q4-matmul-scalar", Op::Matmul(Format::Q4), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
-    exact("q4z-matmul-scalar", Op::Matmul(Format::Q4Z), Isa::NONE, Run::Matmul(scalar::matmul_q4z)),
-    exact("q4m-matmul-scalar", Op::Matmul(Format::Q4M), Isa::NONE, Run::Matmul(scalar::matmul_q4m)),
+    exact("q4z-matmul-scalar", Op::Matmul(Format::Q4Z), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
+    exact("q4m-matmul-scalar", Op::Matmul(Format::Q4M), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
+    exact("q3-matmul-scalar", Op::Matmul(Format::Q3), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q3z-matmul-scalar", Op::Matmul(Format::Q3Z), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q3m-matmul-scalar", Op::Matmul(Format::Q3M), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q2-matmul-scalar", Op::Matmul(Format::Q2), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
+    exact("q2z-matmul-scalar", Op::Matmul(Format::Q2Z), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
+    exact("q2m-matmul-scalar", Op::Matmul(Format::Q2M), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
@@ -159,8 +165,14 @@ pub static ROWS: &[Row] = &[
     exact("bf16-matmul-portable", Op::Matmul(Format::Bf16), Isa::PORTABLE, Run::Matmul(portable::matmul_bf16)),
     exact("q8-matmul-portable", Op::Matmul(Format::Q8), Isa::PORTABLE, Run::Matmul(portable::matmul_q8)),
     exact("q4-matmul-portable", Op::Matmul(Format::Q4), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
-    exact("q4z-matmul-portable", Op::Matmul(Format::Q4Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q4z)),
-    exact("q4m-matmul-portable", Op::Matmul(Format::Q4M), Isa::PORTABLE, Run::Matmul(portable::matmul_q4m)),
+    exact("q4z-matmul-portable", Op::Matmul(Format::Q4Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
+    exact("q4m-matmul-portable", Op::Matmul(Format::Q4M), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
+    exact("q3-matmul-portable", Op::Matmul(Format::Q3), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q3z-matmul-portable", Op::Matmul(Format::Q3Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q3m-matmul-portable", Op::Matmul(Format::Q3M), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q2-matmul-portable", Op::Matmul(Format::Q2), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
+    exact("q2z-matmul-portable", Op::Matmul(Format::Q2Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
+    exact("q2m-matmul-portable", Op::Matmul(Format::Q2M), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
 
     #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx2", Op::Matmul(Format::F32), Isa::AVX2, Run::Matmul(avx2::matmul_f32)),
     #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx2", Op::Matmul(Format::F16), Isa::AVX2, Run::Matmul(avx2::matmul_f16)),
