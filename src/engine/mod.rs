@@ -5,6 +5,7 @@ pub mod convert;
 pub mod draft;
 pub mod governor;
 pub mod load;
+pub mod pass;
 pub mod runtime;
 pub mod score;
 pub mod session;

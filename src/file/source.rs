@@ -69,7 +69,7 @@ impl Source {
             return Err(Error::corrupt(name, "offset", reason));
         }
         let mut options = memmap2::MmapOptions::new();
-        options.offset(offset).len(length as usize);
+        options.offset(offset).len(super::reader::size(length));
         // SAFETY: the mapping is private to this library and only read. Another process that
         // truncates the file can fault it, which is documented above and cannot be excluded.
         let map = unsafe { options.map(file) }.map_err(|reason| Error::io(name, &reason))?;
