@@ -10,4 +10,5 @@ pub mod runtime;
 pub mod score;
 pub mod session;
 pub mod speculate;
+mod translate;
 pub mod warm;
