@@ -7,6 +7,7 @@ use crate::cores::CorePolicy;
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::kernel::Kernels;
+use crate::memory::Memory;
 use crate::threads::{Executor, Pool};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,6 +20,8 @@ pub struct RuntimeConfig {
     /// The strongest instruction set to use, as [`Isa::up_to`] names it; none for all this CPU has
     /// (and `NYBL_ISA` allows).
     pub isa: Option<String>,
+    /// Where buffers come from.
+    pub memory: Memory,
     /// Which cores the threads may run on.
     pub cores: CorePolicy,
     /// The host's threads, `threads` of them, to be used instead of own ones.
@@ -27,11 +30,12 @@ pub struct RuntimeConfig {
     pub governor: GovernorConfig,
 }
 
-/// A thread pool, a set of kernels and a governor.
+/// A thread pool, a set of kernels, a source of memory and a governor.
 pub struct Runtime {
     pool: Pool,
     kernels: Kernels,
     governor: Mutex<Governor>,
+    memory: Memory,
     /// Where the governor's clock begins.
     start: Instant,
 }
@@ -58,6 +62,7 @@ impl Runtime {
         Ok(Self {
             pool,
             kernels: Kernels::new(isa)?,
+            memory: config.memory.clone(),
             governor: Mutex::new(Governor::new(config.governor)?),
             start: Instant::now(),
         })
@@ -67,6 +72,12 @@ impl Runtime {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Where buffers come from, once it is entered.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The chosen kernels.
