@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::kernel::Kernels;
+use crate::memory::Memory;
 use crate::threads::Pool;
 
 /// Settings of a [`Runtime`].
@@ -14,12 +15,15 @@ pub struct RuntimeConfig {
     /// The strongest instruction set to use, as [`Isa::up_to`] names it; none for all this CPU has
     /// (and `NYBL_ISA` allows).
     pub isa: Option<String>,
+    /// Where buffers come from.
+    pub memory: Memory,
 }
 
-/// A thread pool and a set of kernels.
+/// A thread pool, a set of kernels and a source of memory.
 pub struct Runtime {
     pool: Pool,
     kernels: Kernels,
+    memory: Memory,
 }
 
 impl Runtime {
@@ -36,13 +40,20 @@ impl Runtime {
         if let Some(name) = &config.isa {
             isa = isa.masked(Isa::up_to(name)?);
         }
-        Ok(Self { pool: Pool::new(threads)?, kernels: Kernels::new(isa)? })
+        let memory = config.memory.clone();
+        Ok(Self { pool: Pool::new(threads)?, kernels: Kernels::new(isa)?, memory })
     }
 
     /// The threads.
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Where buffers come from, once it is entered.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// The chosen kernels.
