@@ -16,3 +16,5 @@ pub mod safetensors;
 pub mod source;
 pub mod tensor;
 mod unfuse;
+#[cfg(feature = "huggingface")]
+mod words;
