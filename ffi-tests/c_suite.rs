@@ -88,6 +88,14 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+#[test]
+fn sessions_speculate_and_their_tokens_stay() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("speculate", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// A host runtime that uses the kernels and nothing else.
 #[test]
 fn the_kernels_alone() {
@@ -104,6 +112,7 @@ fn c_programs_are_clean_under_sanitizers() {
         ("misuse", &[][..]),
         ("kernels", &[]),
         ("foreign_verify", &[]),
+        ("speculate", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
     for (program, arguments) in programs {

@@ -4,6 +4,7 @@
 //! through out-parameters, which are set to NULL or zero first. `include/nybl.h` is generated from these
 //! files, so their doc comments speak to a C reader. The levels below the engine build without it.
 
+mod drafter;
 mod kernels;
 mod spec;
 #[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
@@ -17,10 +18,13 @@ mod model;
 mod runtime;
 #[cfg(feature = "text")]
 mod session;
+#[cfg(feature = "text")]
+mod speculate;
 
+pub use drafter::*;
 pub use kernels::*;
 pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*};
+pub use {model::*, runtime::*, session::*, speculate::*};

@@ -4,6 +4,7 @@ use super::model::nybl_model;
 use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, write_result};
 use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::speculate::Speculator;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
 use std::ffi::c_char;
@@ -14,8 +15,8 @@ pub struct nybl_session {
     state: Mutex<State>,
 }
 
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Speculator,
     /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
@@ -110,7 +111,7 @@ pub unsafe extern "C" fn nybl_session_create(
                 },
                 ..SessionConfig::default()
             };
-            let session = Session::new(Arc::clone(model), &config)?;
+            let session = Speculator::plain(Session::new(Arc::clone(model), &config)?);
             let state = State { session, stream: None, text: String::new() };
             let session = nybl_session { state: Mutex::new(state) };
             set("out", out, Box::into_raw(Box::new(session)))
@@ -134,7 +135,9 @@ pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
 ///
 /// # Safety
 /// `session` is NULL or a live handle.
-unsafe fn lock<'a>(session: *const nybl_session) -> Result<MutexGuard<'a, State>, Failure> {
+pub(super) unsafe fn lock<'a>(
+    session: *const nybl_session,
+) -> Result<MutexGuard<'a, State>, Failure> {
     // SAFETY: the caller vouches for the handle.
     match unsafe { handle("session", session) }?.state.try_lock() {
         Ok(state) => Ok(state),
