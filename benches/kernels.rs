@@ -140,7 +140,7 @@ fn matrices(layout: Layout, cold: bool) -> Matrices {
     }
     known.retain(|known| !(cold && known.1));
     let copies = if cold { COLD_BYTES.div_ceil(layout.bytes()) } else { 1 };
-    let made = Arc::new(vec![weights(&layout); copies]);
+    let made = Arc::new((0..copies).map(|_| weights(&layout)).collect::<Vec<_>>());
     known.push((layout, cold, Arc::clone(&made)));
     made
 }

@@ -20,6 +20,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("nybl needs a 64-bit target: sizes of models are computed in usize");
 
+pub mod cores;
 pub mod error;
 pub mod isa;
 pub mod kernel;

@@ -3,7 +3,7 @@
 //! Where drafts come from: n-grams of the text, a function of the host, a smaller model. For a session of this
 //! library (nybl_spec_attach()), or for a host that verifies with nybl_verify().
 
-use super::status::{Failure, NYBL_ERR_BUSY, guard, guard_void, nybl_status};
+use super::status::{Failure, NYBL_ERR_BUSY, destroy, guard, nybl_status};
 use super::structs::{handle, set, slice};
 use crate::error::{Error, Result};
 use crate::spec::distribution::SamplerConfig;
@@ -196,10 +196,8 @@ pub unsafe extern "C" fn nybl_drafter_create_callback(
 /// `drafter` is NULL or a live handle, which is dead afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_drafter_destroy(drafter: *mut nybl_drafter) {
-    if !drafter.is_null() {
-        // SAFETY: the caller vouches for the handle, which came out of a box.
-        guard_void(|| drop(unsafe { Box::from_raw(drafter) }));
-    }
+    // SAFETY: the caller vouches for the handle, which came out of a box.
+    unsafe { destroy(drafter) };
 }
 
 /// Drafts for a host that runs its target elsewhere: stores at most `capacity` tokens to follow the `n_tokens`

@@ -1,4 +1,7 @@
-//! The kernels alone, for host runtimes that own memory and threads: stateless, no allocation, no I/O.
+//! # Kernels
+//!
+//! The matrix kernels alone, for host runtimes that own memory and threads: stateless, no allocation, no I/O.
+//! Any thread may call them, several at a time, on memory that nobody else writes.
 
 use super::status::{
     Failure, NYBL_ERR_BUFFER_TOO_SMALL, NYBL_ERR_INVALID_ARGUMENT, NYBL_ERR_UNSUPPORTED, copy_text,

@@ -103,6 +103,7 @@ pub unsafe extern "C" fn nybl_drafter_create_model(
         unsafe {
             set("out", out, std::ptr::null_mut())?;
             let model = Arc::clone(&handle("model", model)?.model);
+            let _memory = model.runtime().memory().enter();
             let drafter = ModelDrafter::new(model, &handle("target", target)?.model)?;
             set("out", out, boxed(Box::new(drafter)))
         }

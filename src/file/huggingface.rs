@@ -9,6 +9,7 @@ use super::metadata::{Metadata, Value};
 use super::safetensors::{self, Dtype, Stored};
 use super::source::Source;
 use super::tensor::{RowOrder, Tensor};
+use super::words::{Convention, Parts, Scheme, Words};
 use crate::error::{Error, Result};
 use crate::kernel::layout::MAX_DIMENSION;
 use serde_json::Value as Json;
@@ -92,7 +93,8 @@ pub fn from_files(folder: &str, files: &BTreeMap<String, Source>) -> Result<Chec
     let mut metadata = metadata(folder, family, &config)?;
     tokenizer(folder, files, &config, &mut metadata)?;
     let shards = shards(folder, files)?;
-    let modules = Modules { folder, stored: safetensors::read(&shards)? };
+    let scheme = scheme(folder, files, &config)?;
+    let modules = Modules { folder, stored: safetensors::read(&shards)?, scheme };
     let tensors = tensors(family, &config, modules)?;
     let format = format!("Hugging Face {model_type}, safetensors in {} files", shards.len());
     Ok(Checkpoint { name: folder.into(), format, metadata, tensors, files: shards })
@@ -199,6 +201,100 @@ impl Config {
     }
 }
 
+/// How the matrices are quantised, if they are.
+fn scheme(
+    folder: &str,
+    files: &BTreeMap<String, Source>,
+    config: &Config,
+) -> Result<Option<Scheme>> {
+    let mut nested = ["quantization_config", "compression_config"].into_iter();
+    let nested = nested.find_map(|key| config.get(key).map(|object| (key, object.clone())));
+    let said = match nested {
+        Some((key, object)) => Config { file: format!("{}: {key}", config.file), object },
+        None => match Config::read(folder, files, "quantize_config.json")? {
+            Some(said) => said,
+            None => return Ok(None),
+        },
+    };
+    let method = said.text("quant_method")?.unwrap_or("gptq");
+    let unsupported = |what: String| Err(Error::Unsupported(format!("{}: {what}", said.file)));
+    let bits = |config: &Config, key: &str| -> Result<u32> {
+        let bits = config.required(key, config.integer(key)?)?;
+        let wrong = || config.error(key, &format!("{bits} is not between 2 and 8"));
+        u32::try_from(bits).ok().filter(|bits| (2..=8).contains(bits)).ok_or_else(wrong)
+    };
+    let group = |config: &Config, key: &str| -> Result<usize> {
+        match config.get(key).map(Json::as_i64) {
+            None => Ok(0),
+            Some(Some(-1)) => Ok(0),
+            Some(size) => {
+                let size = size.and_then(|size| usize::try_from(size).ok());
+                let size = size.filter(|size| (1..=MAX_DIMENSION).contains(size));
+                size.ok_or_else(|| config.error(key, "is neither -1 nor a number of columns"))
+            }
+        }
+    };
+    let (convention, bits, group) = match method {
+        "gptq" => {
+            let format = said.text("checkpoint_format")?.unwrap_or("gptq");
+            let (less_one, planar) = match format {
+                "gptq" => (true, false),
+                "gptq_v2" => (false, false),
+                "gptq_p" => (false, true),
+                other => return unsupported(format!("the checkpoint_format {other}")),
+            };
+            let convention = Convention::Gptq { less_one, planar };
+            (convention, vec![bits(&said, "bits")?], group(&said, "group_size")?)
+        }
+        "awq" => {
+            let key = |first: &'static str, second| {
+                if said.get(first).is_some() { first } else { second }
+            };
+            let convention = match said.text("version")?.unwrap_or("gemm").to_lowercase().as_str() {
+                "gemm" => Convention::AwqGemm,
+                "gemv" => Convention::AwqGemv,
+                other => {
+                    return unsupported(format!("the AWQ version {other}; read are gemm and gemv"));
+                }
+            };
+            let bits = bits(&said, key("bits", "w_bit"))?;
+            if bits != 4 {
+                return unsupported(format!("AWQ with {bits} bits; only 4 exist"));
+            }
+            (convention, vec![bits], group(&said, key("group_size", "q_group_size"))?)
+        }
+        "compressed-tensors" => {
+            let format = said.text("format")?.unwrap_or("pack-quantized");
+            if format != "pack-quantized" {
+                return unsupported(format!("the format {format}; read is pack-quantized"));
+            }
+            let groups = said.required("config_groups", said.get("config_groups"))?;
+            let groups = groups
+                .as_object()
+                .ok_or_else(|| said.error("config_groups", "is not an object"))?;
+            let (mut all, mut sizes) = (Vec::new(), Vec::new());
+            for (name, object) in groups {
+                let file = format!("{}: config_groups: {name}: weights", said.file);
+                let object = object.get("weights").cloned().unwrap_or(Json::Null);
+                let weights = Config { file, object };
+                all.push(bits(&weights, "num_bits")?);
+                sizes.push(group(&weights, "group_size")?);
+            }
+            sizes.dedup();
+            let [size] = sizes[..] else {
+                return unsupported(format!("groups of {sizes:?} columns in one checkpoint"));
+            };
+            (Convention::PackQuantized, all, size)
+        }
+        other => {
+            return unsupported(format!(
+                "the quantisation method {other}; read are gptq, awq and compressed-tensors"
+            ));
+        }
+    };
+    Ok(Some(Scheme { convention, bits, group }))
+}
+
 /// The keys that GGUF has for what `config.json` says.
 fn metadata(folder: &str, family: &Family, config: &Config) -> Result<Metadata> {
     let mut metadata = Metadata::new(folder);
@@ -300,6 +396,7 @@ fn tokenizer(
 struct Modules<'a> {
     folder: &'a str,
     stored: BTreeMap<String, Stored>,
+    scheme: Option<Scheme>,
 }
 
 impl Modules<'_> {
@@ -308,16 +405,45 @@ impl Modules<'_> {
     }
 
     fn holds(&self, module: &str) -> bool {
-        self.stored.contains_key(&format!("{module}.weight"))
+        let holds = |part: &str| self.stored.contains_key(&format!("{module}.{part}"));
+        ["weight", "qweight", "weight_packed"].into_iter().any(holds)
     }
 
     /// The weight of a module, in whichever of the encodings it is stored.
     fn weight(&mut self, module: &str) -> Result<Tensor> {
         let name = format!("{module}.weight");
-        match self.stored.remove(&name) {
-            Some(stored) => self.floats(&name, stored),
-            None => Err(self.error(&name, "is missing")),
+        if let Some(stored) = self.stored.remove(&name) {
+            return self.floats(&name, stored);
         }
+        let mut take = |name: &str| self.stored.remove(&format!("{module}.{name}"));
+        let parts = match take("weight_packed") {
+            None => Parts {
+                codes: take("qweight"),
+                scales: take("scales"),
+                zeros: take("qzeros"),
+                groups: take("g_idx"),
+                shape: None,
+            },
+            packed => Parts {
+                codes: packed,
+                scales: take("weight_scale"),
+                zeros: take("weight_zero_point"),
+                groups: take("weight_g_idx"),
+                shape: take("weight_shape"),
+            },
+        };
+        let Some(scheme) = &self.scheme else {
+            let reason = match parts.codes {
+                None => "is missing",
+                Some(_) => "is quantised, and no quantization_config says how",
+            };
+            return Err(self.error(&name, reason));
+        };
+        if parts.codes.is_none() {
+            return Err(self.error(&name, "is missing"));
+        }
+        let words = Words::new(scheme, parts);
+        Ok(Tensor::words(words.map_err(|error| error.in_tensor(self.folder, module))?))
     }
 
     /// The bias of a module, if it has one.
@@ -388,12 +514,17 @@ fn tensors(
         let weight = modules.weight(&from)?;
         let bias = modules.bias(&from)?;
         let wrong = |error: Error| Error::corrupt(modules.folder, &from, error.to_string());
+        // AutoGPTQ writes a bias of zeros for modules that have none.
+        let bias = bias.filter(|bias| {
+            weight.is_float() || bias.vector().is_ok_and(|bias| bias.iter().any(|x| *x != 0.0))
+        });
         if let Some(bias) = bias {
             let bias = bias.with_rows(rows.clone()).map_err(wrong)?;
             tensors.insert(format!("{to}.bias"), bias);
         }
         tensors.insert(format!("{to}.weight"), weight.with_rows(rows).map_err(wrong)?);
     }
+    fold_orders(&mut tensors)?;
     modules.stored.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
     if let Some(extra) = modules.stored.keys().next() {
         return Err(Error::Unsupported(format!(
@@ -402,6 +533,37 @@ fn tensors(
         )));
     }
     Ok(tensors)
+}
+
+/// Where a matrix multiplies what the rows of other matrices make, its order of columns becomes their order
+/// of rows: `ffn_down` after `ffn_gate` and `ffn_up`. The others have to order their activations as they run.
+fn fold_orders(tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let downs: Vec<_> = tensors
+        .iter()
+        .filter(|(name, tensor)| name.ends_with(".ffn_down.weight") && tensor.order().is_some())
+        .map(|(name, _)| name.clone())
+        .collect();
+    for down in downs {
+        let name = |part: &str| down.replace("ffn_down", part);
+        let (Some(tensor), Some(gate), Some(up)) = (
+            tensors.get(&down).cloned(),
+            tensors.get(&name("ffn_gate")).cloned(),
+            tensors.get(&name("ffn_up")).cloned(),
+        ) else {
+            continue;
+        };
+        let biased = |part: &str| tensors.contains_key(&name(part).replace(".weight", ".bias"));
+        let (Some(order), false) =
+            (tensor.order().cloned(), biased("ffn_gate") || biased("ffn_up"))
+        else {
+            continue;
+        };
+        let rows = RowOrder::Listed(order);
+        tensors.insert(name("ffn_gate"), gate.with_rows(rows.clone())?);
+        tensors.insert(name("ffn_up"), up.with_rows(rows)?);
+        tensors.insert(down, tensor.in_order());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

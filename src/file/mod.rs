@@ -13,3 +13,5 @@ pub mod reader;
 pub mod safetensors;
 pub mod source;
 pub mod tensor;
+#[cfg(feature = "huggingface")]
+mod words;

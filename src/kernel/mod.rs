@@ -6,6 +6,8 @@
 
 pub mod abi;
 mod call;
+#[cfg(feature = "hexagon")]
+pub mod hexagon;
 pub mod layout;
 mod ops;
 mod scalar;
