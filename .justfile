@@ -39,6 +39,10 @@ arm cpu expect="":
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
     cargo test --target aarch64-unknown-linux-gnu --no-default-features --test conformance
 
+# What the Arm loops cost by llvm-mca's models, into src/docs/arm.md; needs llvm-22.
+mca:
+    kernels/mca.py --write
+
 # Hexagon rows under qemu-hexagon.
 hvx:
     NYBL_EXPECT=hvx cargo test --no-default-features --features hexagon --test hvx

@@ -46,6 +46,8 @@ pub use error::{Error, Result};
 
 /// The documentation's pages.
 pub mod docs {
+    #[doc = include_str!("docs/arm.md")]
+    pub mod arm {}
     #[doc = include_str!("docs/formats.md")]
     pub mod formats {}
     #[doc = include_str!("docs/kernels.md")]
