@@ -15,3 +15,4 @@ pub mod source;
 pub mod tensor;
 #[cfg(feature = "huggingface")]
 mod words;
+mod writer;

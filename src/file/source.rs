@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -64,6 +65,25 @@ impl Source {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Tells the system that a part of a mapping will not be read again soon, so that it need not count
+    /// as memory of this process. Reading it again is slower, and right.
+    pub fn forget(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Bytes::Mapped(map) = &self.bytes {
+            // SAFETY: the mapping is shared with the file and read-only, so pages that are dropped come
+            // back from the file with the same bytes.
+            let _ = unsafe {
+                map.unchecked_advise_range(
+                    memmap2::UncheckedAdvice::DontNeed,
+                    range.start,
+                    range.len(),
+                )
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 
     /// All bytes.

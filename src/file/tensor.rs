@@ -364,6 +364,15 @@ impl Tensor {
         pack_panel(layout, count, Rows::Codes { codes, scales, offsets }, panel)
     }
 
+    /// Tells the system that the bytes will not be read again soon.
+    pub fn forget(&self) {
+        match &self.storage {
+            Storage::Blocks { source, range, .. } => source.forget(range.clone()),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.forget(),
+        }
+    }
+
     /// Where a row is stored.
     fn stored_row(&self, row: usize) -> usize {
         self.first + self.rows.of(row)
