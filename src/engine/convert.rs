@@ -157,7 +157,7 @@ pub fn convert(
                 return Err(error.in_tensor(&checkpoint.name, name));
             }
         }
-        tensor.forget();
+        tensor.release();
         done += kind.bytes();
     }
     report.files = writer.finish()?;

@@ -364,13 +364,13 @@ impl Tensor {
         pack_panel(layout, count, Rows::Codes { codes, scales, offsets }, panel)
     }
 
-    /// Tells the system that the bytes will not be read again soon.
-    pub fn forget(&self) {
+    /// Gives the pages of the file back to the system, so that a long conversion does not hold them all.
+    pub fn release(&self) {
         match &self.storage {
-            Storage::Blocks { source, range, .. } => source.forget(range.clone()),
+            Storage::Blocks { source, range, .. } => source.release(range.clone()),
             #[cfg(feature = "huggingface")]
-            Storage::Words(words) => words.forget(),
-        }
+            Storage::Words(words) => words.release(),
+        };
     }
 
     /// Where a row is stored.

@@ -436,9 +436,9 @@ impl Words {
         self.bytes
     }
 
-    pub(super) fn forget(&self) {
+    pub(super) fn release(&self) -> usize {
         let stored = &self.codes.stored;
-        stored.source.forget(stored.range.clone());
+        stored.source.release(stored.range.clone())
     }
 
     pub(super) fn encoding(&self) -> String {
