@@ -224,14 +224,20 @@ impl Governor {
         Ok(())
     }
 
+    /// Whether anything may run at all.
+    ///
+    /// # Errors
+    /// [`Error::ThermalPause`], as [`Governor::step`].
+    pub fn check(&self) -> Result<()> {
+        if self.paused { Err(Error::ThermalPause { retry: self.retry() }) } else { Ok(()) }
+    }
+
     /// How the next token is to be made.
     ///
     /// # Errors
     /// [`Error::ThermalPause`] with a time after which another report and another try make sense.
     pub fn step(&mut self) -> Result<Step> {
-        if self.paused {
-            return Err(Error::ThermalPause { retry: self.retry() });
-        }
+        self.check()?;
         let (effort, mode) = (self.effort, self.mode);
         let drafts = ((effort - DRAFTS) / (1.0 - DRAFTS)).clamp(0.0, 1.0);
         let threads = ((effort - THREADS) / (DRAFTS - THREADS)).clamp(0.0, 1.0);

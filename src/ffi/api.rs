@@ -100,6 +100,16 @@ functions! {
     nybl_session_reset(_) in "text",
     nybl_session_get_logits(_, _, _) in "text",
     nybl_get_api(_, _) in "capi",
+    nybl_model_open_source(_, _, _) in "text",
+    nybl_model_prefetch(_, _, _) in "text",
+    nybl_model_wait(_, _, _, _) in "text",
+    nybl_model_release_pages(_, _) in "text",
+    nybl_chat_encode(_, _, _, _, _) in "chat",
+    nybl_chat_render(_, _, _, _, _) in "chat",
+    nybl_session_cancel(_) in "text",
+    nybl_runtime_report_heat(_, _) in "text",
+    nybl_runtime_set_power_mode(_, _) in "text",
+    nybl_runtime_get_governor_state(_, _) in "text",
 }
 
 #[cfg(test)]

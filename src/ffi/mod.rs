@@ -23,7 +23,16 @@ mod runtime;
 mod model;
 
 #[cfg(feature = "text")]
+mod load;
+
+#[cfg(feature = "chat")]
+mod chat;
+
+#[cfg(feature = "text")]
 mod session;
+
+#[cfg(feature = "text")]
+mod govern;
 
 mod api;
 
@@ -33,4 +42,7 @@ pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*};
+pub use {govern::*, load::*, model::*, runtime::*, session::*};
+
+#[cfg(feature = "chat")]
+pub use chat::*;
