@@ -212,13 +212,8 @@ fn with_template(template: &str) -> Arc<Model> {
     let key = "tokenizer.chat_template";
     let length = |text: &str| (text.len() as u64).to_le_bytes();
     let empty = 8 + key.len() + 4 + 8;
-    let mut template = template.to_owned();
-    while !(empty + template.len()).is_multiple_of(32) {
-        template.insert_str(0, "{##}");
-        while !(empty + template.len()).is_multiple_of(32) && template.len() % 4 != 0 {
-            template.insert(2, ' ');
-        }
-    }
+    let padding = (32 - (empty + 4 + template.len()) % 32) % 32;
+    let template = format!("{{#{}#}}{template}", " ".repeat(padding));
     let pair = [&length(key)[..], key.as_bytes(), &8_u32.to_le_bytes(), &length(&template)];
     let pair = [&pair.concat(), template.as_bytes()].concat();
     let count = u64::from_le_bytes(gguf[16..24].try_into().unwrap()) + 1;

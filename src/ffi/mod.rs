@@ -16,6 +16,8 @@ mod kernels;
 
 mod spec;
 
+mod drafter;
+
 #[cfg(feature = "text")]
 mod runtime;
 
@@ -32,17 +34,21 @@ mod chat;
 mod session;
 
 #[cfg(feature = "text")]
+mod speculate;
+
+#[cfg(feature = "text")]
 mod govern;
 
 mod api;
 
 pub use api::*;
+pub use drafter::*;
 pub use kernels::*;
 pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {govern::*, load::*, model::*, runtime::*, session::*};
+pub use {govern::*, load::*, model::*, runtime::*, session::*, speculate::*};
 
 #[cfg(feature = "chat")]
 pub use chat::*;

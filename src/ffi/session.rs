@@ -7,6 +7,7 @@ use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard
 use super::structs::{Sized32, handle, read_config, set, slice, write_result};
 use crate::engine::pass::Canceller;
 use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::speculate::Speculator;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
@@ -29,8 +30,8 @@ struct Shared {
     canceller: Canceller,
 }
 
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Speculator,
     /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
@@ -128,6 +129,7 @@ pub unsafe extern "C" fn nybl_session_create(
             };
             let session = Session::new(Arc::clone(model), &config)?;
             let canceller = session.canceller();
+            let session = Speculator::plain(session);
             let state = State { session, stream: None, text: String::new() };
             let (state, destroyed) = (Mutex::new(state), AtomicBool::new(false));
             let shared = Shared { state, destroyed, canceller };
@@ -154,7 +156,7 @@ pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
 }
 
 /// A session's state while a call has it, with the runtime's memory entered.
-struct Locked<'a> {
+pub(super) struct Locked<'a> {
     state: MutexGuard<'a, State>,
     _memory: Entered,
 }
@@ -193,7 +195,7 @@ impl Shared {
 ///
 /// # Safety
 /// `session` is NULL or a live handle.
-unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
+pub(super) unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
     // SAFETY: the caller vouches for the handle.
     unsafe { handle("session", session) }?.shared.lock()
 }
