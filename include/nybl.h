@@ -299,6 +299,31 @@ size_t nybl_last_error(char *buffer,
 #define NYBL_WEIGHTS_CODES 3
 
 /**
+ * nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
+ * points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
+ * int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+ * columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
+ */
+#define NYBL_WEIGHTS_GPTQ 4
+
+/**
+ * nybl_weights.kind: as NYBL_WEIGHTS_GPTQ, zero points as they are.
+ */
+#define NYBL_WEIGHTS_GPTQ_V2 5
+
+/**
+ * nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
+ * int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+ */
+#define NYBL_WEIGHTS_AWQ 6
+
+/**
+ * nybl_weights.kind: `values` are the bytes of GGUF blocks, row after row, group 32: Q4_0 for Q4, Q4_1 for Q4M,
+ * Q8_0 for Q8.
+ */
+#define NYBL_WEIGHTS_GGUF 7
+
+/**
  * A CPU feature: fixed-width vectors of the target's baseline.
  */
 #define NYBL_CPU_PORTABLE 1
@@ -332,6 +357,11 @@ size_t nybl_last_error(char *buffer,
  * A CPU feature: scalable vectors.
  */
 #define NYBL_CPU_SVE 64
+
+/**
+ * A CPU feature: AVX-VNNI, dots of four bytes on 256 bits.
+ */
+#define NYBL_CPU_AVXVNNI 128
 
 /**
  * Format and shape of a matrix W[n, k]: n outputs, k inputs.
@@ -373,15 +403,15 @@ typedef struct nybl_weights {
      */
     int32_t kind;
     /**
-     * n * k values of that kind.
+     * n * k values of that kind, or what the kind says.
      */
     const void *values;
     /**
-     * Number of values.
+     * Number of values: floats, codes, int32 words or, for GGUF, bytes.
      */
     size_t values_count;
     /**
-     * For codes: one f16 for each row and group, ceil(k / group) of them a row.
+     * For codes: one f16 for each row and group, ceil(k / group) of them a row. GPTQ and AWQ: by group and row.
      */
     const uint16_t *scales;
     /**
@@ -390,11 +420,11 @@ typedef struct nybl_weights {
     size_t scales_count;
     /**
      * For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
-     * and group; else NULL.
+     * and group; for GPTQ and AWQ the int32 words of qzeros; else NULL.
      */
-    const uint16_t *offsets;
+    const void *offsets;
     /**
-     * Number of offsets.
+     * Number of offsets, or of words.
      */
     size_t offsets_count;
 } nybl_weights;
@@ -444,9 +474,25 @@ typedef struct nybl_matmul_args {
      */
     float *y;
     /**
-     * Floats from one row of y to the next, at least n.
+     * Elements from one row of outputs to the next, at least n.
      */
     size_t y_stride;
+    /**
+     * n floats that are added to every row, or NULL.
+     */
+    const float *bias;
+    /**
+     * The least and the largest output after the bias; both 0 for no bounds.
+     */
+    float clamp_low;
+    /**
+     * See clamp_low.
+     */
+    float clamp_high;
+    /**
+     * Where outputs go as halves (f16 bits), laid out like y, which is then not used; or NULL.
+     */
+    uint16_t *y_f16;
 } nybl_matmul_args;
 
 /**

@@ -50,6 +50,9 @@ impl Model {
         if Gguf::recognises(source.bytes()) {
             return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
         }
+        if Nybl::recognises(source.bytes()) {
+            return Self::from_nybl(runtime, &Nybl::open_path(path)?);
+        }
         Self::open(runtime, source)
     }
 
@@ -67,10 +70,18 @@ impl Model {
             let reason = "is neither that of a packed .nybl file nor that of GGUF";
             return Err(Error::corrupt(file, "magic", reason));
         }
-        let packed = Nybl::open(source)?;
+        Self::from_nybl(runtime, &Nybl::open(source)?)
+    }
+
+    /// Maps the weights of a packed file, or of all shards of one.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_nybl(runtime: Arc<Runtime>, packed: &Nybl) -> Result<Arc<Self>> {
         let config = Config::read(packed.metadata())?;
-        let weights = Weights::from_nybl(&packed, &config, runtime.pool())?;
-        Self::of(runtime, file, "nybl".into(), packed.metadata().clone(), config, weights)
+        let weights = Weights::from_nybl(packed, &config, runtime.pool())?;
+        let (name, metadata) = (packed.name().to_owned(), packed.metadata().clone());
+        Self::of(runtime, name, "nybl".into(), metadata, config, weights)
     }
 
     /// Packs the weights of a checkpoint into memory.
