@@ -65,6 +65,14 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+#[test]
+fn sessions_speculate_and_their_tokens_stay() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("speculate", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Callbacks that stop, re-enter and destroy; two threads at one session and one model.
 #[test]
 fn callbacks_and_threads_get_what_the_header_says() {
@@ -102,6 +110,7 @@ fn c_programs_are_clean_under_sanitizers() {
         ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),
+        ("speculate", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
     for (program, arguments) in programs {

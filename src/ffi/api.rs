@@ -100,6 +100,16 @@ functions! {
     nybl_session_reset(_) in "text",
     nybl_session_get_logits(_, _, _) in "text",
     nybl_get_api(_, _) in "capi",
+    nybl_drafter_create_ngram(_) in "capi",
+    nybl_drafter_create_callback(_, _, _) in "capi",
+    nybl_drafter_destroy(_) in "capi",
+    nybl_drafter_draft(_, _, _, _, _, _, _) in "capi",
+    nybl_drafter_rewind(_, _) in "capi",
+    nybl_drafter_create_model(_, _, _) in "text",
+    nybl_spec_attach(_, _, _) in "text",
+    nybl_spec_detach(_) in "text",
+    nybl_spec_set_share(_, _) in "text",
+    nybl_spec_get_stats(_, _) in "text",
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ mod kernels;
 
 mod spec;
 
+mod drafter;
+
 #[cfg(feature = "text")]
 mod runtime;
 
@@ -25,12 +27,16 @@ mod model;
 #[cfg(feature = "text")]
 mod session;
 
+#[cfg(feature = "text")]
+mod speculate;
+
 mod api;
 
 pub use api::*;
+pub use drafter::*;
 pub use kernels::*;
 pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*};
+pub use {model::*, runtime::*, session::*, speculate::*};

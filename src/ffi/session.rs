@@ -6,6 +6,7 @@ use super::model::nybl_model;
 use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, write_result};
 use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::speculate::Speculator;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
@@ -26,8 +27,8 @@ struct Shared {
     destroyed: AtomicBool,
 }
 
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Speculator,
     /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
@@ -123,7 +124,7 @@ pub unsafe extern "C" fn nybl_session_create(
                 },
                 ..SessionConfig::default()
             };
-            let session = Session::new(Arc::clone(model), &config)?;
+            let session = Speculator::plain(Session::new(Arc::clone(model), &config)?);
             let state = State { session, stream: None, text: String::new() };
             let shared = Shared { state: Mutex::new(state), destroyed: AtomicBool::new(false) };
             let session = nybl_session { shared: Arc::new(shared) };
@@ -149,7 +150,7 @@ pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
 }
 
 /// A session's state while a call has it, with the runtime's memory entered.
-struct Locked<'a> {
+pub(super) struct Locked<'a> {
     state: MutexGuard<'a, State>,
     _memory: Entered,
 }
@@ -188,7 +189,7 @@ impl Shared {
 ///
 /// # Safety
 /// `session` is NULL or a live handle.
-unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
+pub(super) unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
     // SAFETY: the caller vouches for the handle.
     unsafe { handle("session", session) }?.shared.lock()
 }
