@@ -89,7 +89,7 @@ fn logits(case: &str, path: &Path) -> Result<(), Failed> {
 
 fn converted(case: &str, name: &str, recipe: Recipe) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{case}-{name}.nybl"));
-    let options = Options { recipe };
+    let options = Options::from(recipe);
     convert(&runtime(1, None), &folder(case), &path, &options, |_, _| {}).unwrap();
     path
 }

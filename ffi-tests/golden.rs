@@ -157,7 +157,7 @@ fn embedded_model_is_fresh() -> Result<(), Failed> {
         &support::runtime(2, None),
         &from,
         &made,
-        &nybl::engine::convert::Options { recipe },
+        &recipe.into(),
         |_, _| {},
     )
     .unwrap();
@@ -209,7 +209,7 @@ fn padded_rows(name: &str) -> Result<(), Failed> {
         &support::runtime(2, None),
         &from,
         &to,
-        &nybl::engine::convert::Options { recipe },
+        &recipe.into(),
         |_, _| {},
     )
     .unwrap();
