@@ -110,6 +110,16 @@ functions! {
     nybl_spec_detach(_) in "text",
     nybl_spec_set_share(_, _) in "text",
     nybl_spec_get_stats(_, _) in "text",
+    nybl_model_open_source(_, _, _) in "text",
+    nybl_model_prefetch(_, _, _) in "text",
+    nybl_model_wait(_, _, _, _) in "text",
+    nybl_model_release_pages(_, _) in "text",
+    nybl_chat_encode(_, _, _, _, _) in "chat",
+    nybl_chat_render(_, _, _, _, _) in "chat",
+    nybl_session_cancel(_) in "text",
+    nybl_runtime_report_heat(_, _) in "text",
+    nybl_runtime_set_power_mode(_, _) in "text",
+    nybl_runtime_get_governor_state(_, _) in "text",
 }
 
 #[cfg(test)]
