@@ -7,7 +7,7 @@ use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use nybl::isa::Isa;
 use nybl::kernel::{Kernels, KvFormat};
-use nybl::kv::attend::{AttendScratch, Keys, Sight, attend};
+use nybl::kv::attend::{AttendScratch, Keys, Rows, Sight, attend};
 use nybl::kv::blocks::BlockTable;
 use nybl::kv::store::{KvConfig, KvShape, KvStore};
 use nybl::threads::Pool;
@@ -60,13 +60,21 @@ fn decode(bencher: Bencher, format: KvFormat, tokens: usize, block: usize, shuff
     let (store, table) = sequence(tokens, block, format, shuffled);
     let kernels = Kernels::new(Isa::detect()).unwrap();
     let pool = Pool::new(1).unwrap();
-    let mut scratch = AttendScratch::new(1, HEADS, SHAPE.padded_dim()).unwrap();
+    let mut scratch = AttendScratch::new(1, HEADS, SHAPE).unwrap();
     let q: Vec<f32> = (0..HEADS * 64).map(|i| (i as f32 * 0.11).cos()).collect();
     let mut out = vec![0.0; q.len()];
     bencher.counter(BytesCount::new(tokens * SHAPE.token_bytes(format))).bench_local(|| {
         let keys = Keys { store: &store, table: &table, layer: 0 };
         let rows = (black_box(&q[..]), &mut out[..]);
-        attend(&kernels, &pool, keys, tokens - 1, &Sight::causal(0.125), &mut scratch, rows);
+        attend(
+            &kernels,
+            &pool,
+            keys,
+            Rows::chain(tokens - 1),
+            &Sight::causal(0.125),
+            &mut scratch,
+            rows,
+        );
     });
 }
 

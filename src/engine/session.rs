@@ -142,8 +142,8 @@ impl Session {
     /// [`Error::Io`]; as [`Session::logits`].
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.refresh()?;
-        let (identity, store) = (self.model.kv_identity(), lock(&self.store));
-        snapshot::save_file(&store, &self.table, &self.tokens, &identity, path)
+        let (identity, mut store) = (self.model.kv_identity(), lock(&self.store));
+        snapshot::save_file(&mut store, &self.table, &self.tokens, &identity, path)
     }
 
     /// Replaces the sequence by the one in the file at `path`, which [`Session::save`] wrote, in this

@@ -2,7 +2,7 @@
 //!
 //! All other rows must equal these bit for bit. Kept naive on purpose; speed is not its job.
 
-use super::abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use super::abi::{MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
 use super::layout::{Format, PANEL};
 use super::ops;
 use half::{bf16, f16};
@@ -140,8 +140,4 @@ rows! {
     swiglu(SwiGluArgs) = |a| ops::swiglu(a);
     /// Softmax.
     softmax(SoftmaxArgs) = |a| ops::softmax(a);
-    /// Attention over one block of f32.
-    attend(AttendArgs) = |a| ops::attend(a);
-    /// Attention over one block of f16.
-    attend_f16(AttendArgs) = |a| ops::attend_f16(a);
 }

@@ -9,7 +9,7 @@ use super::config::Config;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Input, Kernels, MatmulJob};
-use crate::kv::attend::{AttendScratch, Keys, attend};
+use crate::kv::attend::{AttendScratch, Keys, Rows, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
 use crate::memory::Aligned;
@@ -89,7 +89,7 @@ impl Scratch {
             gate: floats(config.d_ff)?,
             up: floats(config.d_ff)?,
             quantised: Quantised(quantised?),
-            attend: AttendScratch::new(most, config.n_heads, config.kv_shape().padded_dim())?,
+            attend: AttendScratch::new(most, config.n_heads, config.kv_shape())?,
             rope: Rope::new(config, most)?,
             logits: Aligned::zeroed("logits", logit_rows * weights.vocab())?,
         })
@@ -166,7 +166,7 @@ impl Scratch {
             let keys = Keys { store, table, layer: index };
             let sight = config.sight(index);
             let rows = (&*q, &mut *attended);
-            attend(kernels, pool, keys, first, &sight, &mut self.attend, rows);
+            attend(kernels, pool, keys, Rows::chain(first), &sight, &mut self.attend, rows);
             quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
             add(x, norm);
 
