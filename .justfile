@@ -10,9 +10,9 @@ lint:
     cargo clippy --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
-# Every feature alone: core, engine, text, capi, cli.
+# Every feature alone: core, engine, text, chat, capi, cli.
 features:
-    for f in "" engine text capi cli; do cargo clippy --no-default-features --features "$f" -- -D warnings || exit 1; done
+    for f in "" engine text chat capi cli; do cargo clippy --no-default-features --features "$f" -- -D warnings || exit 1; done
 
 # Every kernel row of this CPU, and a failure when one of the named rows was skipped.
 conformance expect="":

@@ -14,7 +14,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use half::f16;
 use nybl::isa::Isa;
 use nybl::kernel::{
-    Activations, AttendStep, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob, Op, PANEL,
+    Activations, AttendStep, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob, Op,
     Packed, QueryCodes, ROWS, Row, Run, abi::MatmulArgs, quantize_query,
 };
 use nybl::memory::Aligned;
@@ -188,7 +188,8 @@ impl Ready {
         let x =
             if quantised { self.x.codes().as_ptr().cast() } else { self.floats.as_ptr().cast() };
         for panel in [0, layout.panels() - 1] {
-            let n = PANEL.min(layout.n() - panel * PANEL);
+            let first = panel * layout.panel_rows();
+            let n = layout.panel_rows().min(layout.n() - first);
             let mut want = vec![0.0_f32; self.case.m * n];
             let args = MatmulArgs {
                 w: self.weights[0][panel * layout.panel_bytes()..].as_ptr(),
@@ -196,6 +197,7 @@ impl Ready {
                 panels: 1,
                 groups: layout.groups(),
                 group: layout.group(),
+                offset: layout.format().offset() as u32,
                 x,
                 x_stride: layout.padded_k(),
                 x_scales: self.x.scales().as_ptr(),
@@ -207,7 +209,7 @@ impl Ready {
             };
             // SAFETY: one whole panel, the activations of `m` rows, and `m` rows of outputs.
             unsafe { oracle(&raw const args) };
-            let got = self.y.chunks_exact(layout.n()).flat_map(|y| &y[panel * PANEL..][..n]);
+            let got = self.y.chunks_exact(layout.n()).flat_map(|y| &y[first..][..n]);
             let same = got.zip(&want).all(|(got, want)| got.to_bits() == want.to_bits());
             assert!(same, "{}: panel {panel} is not what the scalar row gives", self.case);
         }
@@ -274,6 +276,18 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
                 kernels.swiglu(&pool, black_box(&mut gate), &up);
             };
             (D, Box::new(work))
+        }
+        Op::GeGlu => {
+            let (start, mut gate, up) = (wave(D), wave(D), wave(D));
+            let work = move || {
+                gate.copy_from_slice(&start);
+                kernels.geglu(&pool, black_box(&mut gate), &up);
+            };
+            (D, Box::new(work))
+        }
+        Op::SoftCap => {
+            let mut x = wave(D);
+            (D, Box::new(move || kernels.softcap(&pool, black_box(&mut x), 30.0)))
         }
         Op::Softmax => {
             let mut x = wave(D);

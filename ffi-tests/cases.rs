@@ -7,9 +7,11 @@
 use crate::guard::{Arena, Place};
 use half::{bf16, f16};
 use nybl::kernel::abi::{
-    AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs,
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
 };
-use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, PANEL, Run, exp, quantize_query};
+use nybl::kernel::layout::WHOLE_ROW;
+use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, Offset, Run, exp, quantize_query};
 
 /// A row's function.
 pub(crate) type Function<A> = unsafe extern "C" fn(*const A);
@@ -300,28 +302,49 @@ impl MatmulCase {
     pub(crate) fn all(format: Format, seed: u64) -> impl Iterator<Item = Self> {
         const M: [usize; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17];
         const N: [usize; 10] = [1, 15, 16, 17, 31, 32, 33, 63, 65, 100];
+        const GROUPS: [usize; 4] = [16, 32, 64, 128];
+        // A higher panel needs more outputs for the same edges.
+        let more = format.panel_rows() - 32;
         let shapes = M.iter().flat_map(|m| N.iter().map(move |n| (*m, *n)));
         // A step that is prime to the others, so that groups meet every m and n.
-        let shapes =
-            shapes.enumerate().map(|(i, (m, n))| (m, n, [32, 64, 128][i * 7 % 3], i % 5 + 1));
-        let shapes = shapes.chain([(64, 100, 32, 2), (64, 33, 128, 3), (1, 32, 64, 40)]);
+        let shapes = shapes.enumerate().map(move |(i, (m, n))| {
+            let n = if i % 3 == 0 { n + more } else { n };
+            (m, n, GROUPS[i * 7 % 4], i % 5 + 1)
+        });
+        let shapes = shapes.chain([
+            (64, 100, 32, 2),
+            (64, 33, 128, 3),
+            (35, 97 + more, 16, 9),
+            (1, 32, 64, 40),
+            (9, 40 + more, 128, 9),
+            (12, 65 + more, 64, 17),
+        ]);
         let random = shapes.map(|(m, n, group, groups)| (m, n, group, groups, RANDOM));
-        let pathological = FILLS.iter().flat_map(|fill| {
+        let pathological = FILLS.iter().flat_map(move |fill| {
             [(1, 32, 4), (3, 33, 2), (8, 17, 1), (9, 65, 3)].into_iter().enumerate().flat_map(
                 move |(i, (m, n, groups))| {
-                    let group = [32, 64, 128][i % 3];
-                    [(m, n, group, groups, *fill), (m, n, 128, groups, *fill)]
+                    let group = GROUPS[(i + 1) % 4];
+                    [(m, n, group, groups, *fill), (m, n + more, 128, groups, *fill)]
                 },
             )
         });
-        let all =
-            random.chain(pathological).enumerate().filter(|(index, (m, n, group, groups, _))| {
-                keep(*index, m * n.next_multiple_of(PANEL) * group * groups)
-            });
+        let whole_rows =
+            [(1, 32, 40), (2, 33, 7), (5, 17, 16), (8, 65, 9), (9, 31, 33), (17, 32, 3)];
+        let whole_rows = whole_rows.into_iter().flat_map(|(m, n, sixteens)| {
+            [RANDOM, FILLS[0], FILLS[3]].map(|fill| (m, n, WHOLE_ROW, sixteens, fill))
+        });
+        let whole_rows = whole_rows.filter(move |_| format == Format::Q8);
+        let all = random.chain(pathological).chain(whole_rows).enumerate().filter(
+            move |(index, (m, n, group, groups, _))| {
+                let rows = n.next_multiple_of(format.panel_rows());
+                keep(*index, m * rows * group.max(&16) * groups)
+            },
+        );
         all.map(move |(index, (m, n, group, groups, fill))| {
             let mut rng = Rng::of_case(seed, index);
             // A last group need not be full; floats have any k.
-            let k = groups * group - if format.is_quantised() { index % 4 } else { index % 29 };
+            let k = groups * group.max(16);
+            let k = k - if format.is_quantised() { index % 4 } else { index % 29 % k };
             let layout = Layout::new(format, group, n, k).expect("a valid shape");
             Self::new(layout, m, &fill, &mut rng)
         })
@@ -341,7 +364,8 @@ impl MatmulCase {
         };
         for panel in 0..panels {
             for g in 0..layout.groups() {
-                let rows = (layout.n() + PANEL).saturating_sub(panel * PANEL);
+                let high = layout.panel_rows();
+                let rows = (layout.n() + high).saturating_sub(panel * high);
                 case.push_group(fill, rng, g, if panel == 0 { 0 } else { rows });
             }
         }
@@ -366,7 +390,7 @@ impl MatmulCase {
     fn push_group(&mut self, fill: &Fill, rng: &mut Rng, g: usize, rows: usize) {
         let layout = self.layout;
         if !layout.format().is_quantised() {
-            for row in 0..PANEL {
+            for row in 0..layout.panel_rows() {
                 let x = if row < rows { fill.floats[0].one(rng) } else { f32::NAN };
                 match layout.format() {
                     Format::F16 => self.bytes.extend(f16::from_f32(x).to_le_bytes()),
@@ -379,14 +403,14 @@ impl MatmulCase {
         for i in 0..layout.code_bytes() {
             self.bytes.push(rng.pick(fill.codes, i, |rng| rng.next() as u8));
         }
-        let tables = (layout.group_bytes() - layout.code_bytes()) / 64;
+        let tables = (layout.group_bytes() - layout.code_bytes()) / (2 * layout.panel_rows());
         for table in 0..tables {
-            for row in 0..PANEL {
+            for row in 0..layout.panel_rows() {
                 let small = |rng: &mut Rng| f16::from_f32(rng.unit() * 0.5).to_bits();
-                let word = match (table, layout.format()) {
+                let word = match (table, layout.format().offset()) {
                     _ if row >= rows => 0x7e00,
                     (0, _) => rng.pick(fill.scales, g + row, small),
-                    (_, Format::Q4Z) => rng
+                    (_, Offset::Zero) => rng
                         .pick(fill.offsets, g + row, |rng| (rng.below(40) as u16).wrapping_sub(12)),
                     _ => rng.pick(fill.offsets, g + row, small),
                 };
@@ -398,7 +422,7 @@ impl MatmulCase {
     /// The panel that output `output` lies in.
     fn panel(&self, output: usize) -> &[u8] {
         let size = self.layout.panel_bytes();
-        &self.bytes[(output / PANEL + 1) * size..][..size]
+        &self.bytes[(output / self.layout.panel_rows() + 1) * size..][..size]
     }
 
     fn quantised(&self, row: usize, output: usize) -> f32 {
@@ -408,9 +432,9 @@ impl MatmulCase {
         for g in 0..groups {
             let bytes = &self.panel(output)[g * layout.group_bytes()..][..layout.group_bytes()];
             let (codes, tables) = bytes.split_at(layout.code_bytes());
-            let place = output % PANEL;
+            let place = output % layout.panel_rows();
             let word = |table: usize| {
-                let at = table * 64 + place * 2;
+                let at = (table * layout.panel_rows() + place) * 2;
                 u16::from_le_bytes([tables[at], tables[at + 1]])
             };
             let x = &self.codes[row * layout.padded_k() + g * group..][..group];
@@ -418,24 +442,22 @@ impl MatmulCase {
             let sum: i64 = x.iter().map(|x| i64::from(*x)).sum();
             let mut dot = 0_i64;
             for (k, x) in x.iter().enumerate() {
-                let lane = place % 16 * 4 + k % 4;
-                let code = if layout.format() == Format::Q8 {
-                    let byte = codes[k / 4 * 128 + place / 16 * 64 + lane];
-                    if byte < 128 { i64::from(byte) } else { i64::from(byte) - 256 }
-                } else {
-                    let byte = codes[k / 4 * 64 + lane];
-                    i64::from(if place < 16 { byte % 16 } else { (byte / 16 + 8) % 16 })
-                };
-                let zero = match layout.format() {
-                    Format::Q4 => 8,
-                    Format::Q4Z if word(1) < 0x8000 => i64::from(word(1)),
-                    Format::Q4Z => i64::from(word(1)) - 0x1_0000,
-                    _ => 0,
+                let code = code_value(layout.format(), codes, place, k);
+                let zero = match layout.format().offset() {
+                    Offset::None => match layout.format() {
+                        Format::Q4 => 8,
+                        Format::Q3 => 4,
+                        Format::Q2 => 2,
+                        _ => 0,
+                    },
+                    Offset::Zero if word(1) < 0x8000 => i64::from(word(1)),
+                    Offset::Zero => i64::from(word(1)) - 0x1_0000,
+                    Offset::Minimum => 0,
                 };
                 dot += (code - zero) * i64::from(*x);
             }
             acc = (half_value(word(0)) * x_scale).mul_add(dot as f32, acc);
-            if layout.format() == Format::Q4M {
+            if layout.format().offset() == Offset::Minimum {
                 acc = (half_value(word(1)) * x_scale).mul_add(sum as f32, acc);
             }
         }
@@ -444,10 +466,10 @@ impl MatmulCase {
 
     fn float(&self, row: usize, output: usize) -> f32 {
         let k = self.layout.k();
-        let panel = self.panel(output);
+        let (panel, high) = (self.panel(output), self.layout.panel_rows());
         let mut acc = 0.0_f32;
         for i in 0..k {
-            let at = i * PANEL + output % PANEL;
+            let at = i * high + output % high;
             let w = match self.layout.format() {
                 Format::F16 => half_value(u16::from_le_bytes([panel[at * 2], panel[at * 2 + 1]])),
                 Format::Bf16 => f32::from_le_bytes([0, 0, panel[at * 2], panel[at * 2 + 1]]),
@@ -456,6 +478,48 @@ impl MatmulCase {
             acc = w.mul_add(self.floats[row * k + i], acc);
         }
         acc
+    }
+}
+
+/// The code of row `row` of a panel at column `k` of a group, from the tables of `docs/formats.md`.
+fn code_value(format: Format, codes: &[u8], row: usize, k: usize) -> i64 {
+    /// Bits of a code, lowest first: plane of the byte and bit in it.
+    const THREE: [[(usize, u32); 3]; 8] = [
+        [(0, 2), (0, 3), (0, 4)],
+        [(0, 5), (0, 6), (0, 7)],
+        [(1, 0), (1, 1), (1, 2)],
+        [(1, 3), (1, 4), (1, 5)],
+        [(2, 1), (2, 2), (2, 3)],
+        [(2, 4), (2, 5), (2, 6)],
+        [(0, 0), (0, 1), (2, 0)],
+        [(2, 7), (1, 6), (1, 7)],
+    ];
+    let lane = row % 16 * 4 + k % 4;
+    let bit = |byte: u8, bit: u32| i64::from(byte / 2_u8.pow(bit) % 2);
+    match format {
+        Format::Q8 => {
+            let byte = codes[k / 4 * 128 + row / 16 * 64 + lane];
+            if byte < 128 { i64::from(byte) } else { i64::from(byte) - 256 }
+        }
+        Format::Q4 | Format::Q4Z | Format::Q4M => {
+            let byte = codes[k / 4 * 64 + lane];
+            i64::from(if row < 16 { byte % 16 } else { (byte / 16 + 8) % 16 })
+        }
+        Format::Q3 | Format::Q3Z | Format::Q3M => {
+            let line = k / 8 * 6 + k / 4 % 2;
+            let code: i64 = (0..3)
+                .map(|i| {
+                    let (plane, place) = THREE[row / 16][i];
+                    bit(codes[(line + 2 * plane) * 64 + lane], place) << i
+                })
+                .sum();
+            if matches!(row / 16, 1 | 7) { (code + 4) % 8 } else { code }
+        }
+        _ => {
+            let byte = codes[k / 4 * 64 + lane];
+            let code = i64::from(byte / 4_u8.pow((row / 16) as u32) % 4);
+            if row / 16 == 3 { (code + 2) % 4 } else { code }
+        }
     }
 }
 
@@ -535,6 +599,7 @@ impl Case for MatmulCase {
             panels: layout.panels(),
             groups: layout.groups(),
             group: layout.group(),
+            offset: layout.format().offset() as u32,
             x,
             x_stride,
             x_scales,
@@ -584,7 +649,7 @@ pub(crate) struct QuantizeCase {
 
 impl QuantizeCase {
     pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
-        let tails = [32, 64, 128].into_iter().flat_map(|group| {
+        let tails = [16, 32, 64, 128].into_iter().flat_map(|group| {
             (1..=2 * group)
                 .map(move |k| (k % 4 + 1, k, group, [Floats::Tame, Floats::Mixed][k % 2]))
         });
@@ -592,7 +657,12 @@ impl QuantizeCase {
             [(1, 32, 32), (3, 75, 32), (2, 100, 64), (5, 300, 128)]
                 .map(|(m, k, group)| (m, k, group, fill))
         });
-        let all = tails.chain(pathological).chain([(17, 2048, 32, Floats::Wide)]);
+        let whole_rows =
+            [(1, 2048), (3, 1000), (2, 7)].into_iter().flat_map(|(m, k): (usize, usize)| {
+                [Floats::Tame, Floats::Mixed, Floats::Wide]
+                    .map(|fill| (m, k, k.next_multiple_of(16), fill))
+            });
+        let all = tails.chain(pathological).chain(whole_rows).chain([(17, 2048, 32, Floats::Wide)]);
         let all = all.enumerate().filter(|(index, (m, k, ..))| keep(*index, m * k * 40));
         all.map(move |(index, (m, k, group, fill))| {
             let x = fill.many(&mut Rng::of_case(seed, index), m * k);
@@ -808,6 +878,142 @@ impl Case for SwiGluCase {
         let pairs = self.gate.iter().zip(&self.up).map(|(a, b)| (f64::from(*a), f64::from(*b)));
         let want: Vec<f64> = pairs.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
         got[0].is_within(4e-6, &want)
+    }
+}
+
+// --- GeGlu ------------------------------------------------------------------------------------
+
+pub(crate) struct GeGluCase {
+    fill: Floats,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+impl GeGluCase {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
+        let lengths = (1..=70).chain([128, 1000]);
+        let lengths = lengths.flat_map(|len| [(len, Floats::Steep), (len, Floats::Mixed)]);
+        let pathological = Floats::EVERY.into_iter().flat_map(|fill| [(16, fill), (77, fill)]);
+        let all = lengths
+            .chain(pathological)
+            .enumerate()
+            .filter(|(index, (len, _))| keep(*index, len * 50));
+        all.map(move |(index, (len, fill))| {
+            let mut rng = Rng::of_case(seed, index);
+            let up = [Floats::Tame, fill][index % 2].many(&mut rng, len);
+            Self { fill, gate: fill.many(&mut rng, len), up }
+        })
+    }
+}
+
+impl Case for GeGluCase {
+    type Args = GeGluArgs;
+
+    fn function(run: Run) -> Option<Function<GeGluArgs>> {
+        if let Run::GeGlu(function) = run { Some(function) } else { None }
+    }
+
+    fn describe(&self) -> String {
+        format!("len {} fill {:?}", self.up.len(), self.fill)
+    }
+
+    fn run(&self, function: Function<GeGluArgs>, arena: &mut Arena, place: Place) -> Outcome {
+        arena.clear();
+        let gate = arena.output(&self.gate, place);
+        let args = GeGluArgs { gate, up: arena.input(&self.up, place), len: self.up.len() };
+        // SAFETY: every buffer is as long as its argument says; the caller checked the CPU.
+        unsafe { function(&raw const args) };
+        arena.verify()?;
+        Ok(vec![Output::floats("gate", self.up.len(), arena.read(0))])
+    }
+
+    fn define(&self) -> Vec<Output> {
+        let pairs = self.gate.iter().zip(&self.up);
+        let y = pairs
+            .map(|(gate, up)| {
+                let bent = (gate * gate * gate).mul_add(0.044_715, *gate);
+                gate / (1.0 + exp(-1.595_769 * bent)) * up
+            })
+            .collect();
+        vec![Output::floats("gate", self.up.len(), y)]
+    }
+
+    fn approximates(&self, got: &[Output]) -> Result<(), String> {
+        if !matches!(self.fill, Floats::Tame | Floats::Steep) {
+            return Ok(());
+        }
+        let pairs = self.gate.iter().zip(&self.up).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+        let want: Vec<f64> = pairs
+            .map(|(gate, up)| {
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
+                0.5 * gate * (1.0 + u.tanh()) * up
+            })
+            .collect();
+        got[0].is_within(4e-6, &want)
+    }
+}
+
+// --- SoftCap ----------------------------------------------------------------------------------
+
+pub(crate) struct SoftCapCase {
+    fill: Floats,
+    cap: f32,
+    x: Vec<f32>,
+}
+
+impl SoftCapCase {
+    pub(crate) fn all(seed: u64) -> impl Iterator<Item = Self> {
+        let lengths = (1..=70).chain([128, 1000]);
+        let lengths = lengths.flat_map(|len| [(len, Floats::Steep), (len, Floats::Mixed)]);
+        let pathological = Floats::EVERY.into_iter().flat_map(|fill| [(16, fill), (77, fill)]);
+        let all = lengths
+            .chain(pathological)
+            .enumerate()
+            .filter(|(index, (len, _))| keep(*index, len * 50));
+        all.map(move |(index, (len, fill))| {
+            let mut rng = Rng::of_case(seed, index);
+            let cap = [30.0, 50.0, 0.5, 1e-3, 1e30][index % 5];
+            Self { fill, cap, x: fill.many(&mut rng, len) }
+        })
+    }
+}
+
+impl Case for SoftCapCase {
+    type Args = SoftCapArgs;
+
+    fn function(run: Run) -> Option<Function<SoftCapArgs>> {
+        if let Run::SoftCap(function) = run { Some(function) } else { None }
+    }
+
+    fn describe(&self) -> String {
+        format!("len {} cap {} fill {:?}", self.x.len(), self.cap, self.fill)
+    }
+
+    fn run(&self, function: Function<SoftCapArgs>, arena: &mut Arena, place: Place) -> Outcome {
+        arena.clear();
+        let x = arena.output(&self.x, place);
+        let args = SoftCapArgs { x, len: self.x.len(), cap: self.cap };
+        // SAFETY: the buffer is as long as its argument says; the caller checked the CPU.
+        unsafe { function(&raw const args) };
+        arena.verify()?;
+        Ok(vec![Output::floats("x", self.x.len(), arena.read(0))])
+    }
+
+    fn define(&self) -> Vec<Output> {
+        let bend = |x: &f32| self.cap * (1.0 - 2.0 / (exp(2.0 * (x / self.cap)) + 1.0));
+        vec![Output::floats("x", self.x.len(), self.x.iter().map(bend).collect())]
+    }
+
+    fn approximates(&self, got: &[Output]) -> Result<(), String> {
+        // A cap far above the values leaves the difference of two numbers near one.
+        if !matches!(self.fill, Floats::Tame | Floats::Steep) || self.cap > 100.0 {
+            return Ok(());
+        }
+        let cap = f64::from(self.cap);
+        let want: Vec<f64> = self.x.iter().map(|x| cap * (f64::from(*x) / cap).tanh()).collect();
+        // The difference is from one, so the error is relative to the cap.
+        let scale = cap / want.iter().fold(f64::MIN_POSITIVE, |top: f64, x| top.max(x.abs()));
+        got[0].is_within(4e-7 * scale, &want)
     }
 }
 

@@ -16,7 +16,10 @@
 mod cases;
 mod guard;
 
-use cases::{AttendCase, Case, MatmulCase, QuantizeCase, RmsNormCase, SoftmaxCase, SwiGluCase};
+use cases::{
+    AttendCase, Case, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase, SoftmaxCase,
+    SwiGluCase,
+};
 use guard::{Arena, Place};
 use libtest_mimic::{Arguments, Completion, Trial};
 use nybl::isa::Isa;
@@ -79,6 +82,8 @@ fn check(row: &Row, seed: u64) -> Result<(), String> {
         Op::Quantize => each(row, seed, QuantizeCase::all(seed)),
         Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
         Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),
+        Op::GeGlu => each(row, seed, GeGluCase::all(seed)),
+        Op::SoftCap => each(row, seed, SoftCapCase::all(seed)),
         Op::Softmax => each(row, seed, SoftmaxCase::all(seed)),
         Op::Attend(format) => each(row, seed, AttendCase::all(format, seed)),
     }

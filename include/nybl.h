@@ -65,7 +65,37 @@
 #define NYBL_FORMAT_Q4M 6
 
 /**
- * nybl_weights.kind: n rows of k floats; the quantised formats Q8, Q4 and Q4Z round them to nearest.
+ * nybl_layout.format: three bits in groups, w = scale * (q - 4).
+ */
+#define NYBL_FORMAT_Q3 7
+
+/**
+ * nybl_layout.format: three bits in groups, w = scale * (q - zero), zero an int16.
+ */
+#define NYBL_FORMAT_Q3Z 8
+
+/**
+ * nybl_layout.format: three bits in groups, w = scale * q + minimum, minimum an f16.
+ */
+#define NYBL_FORMAT_Q3M 9
+
+/**
+ * nybl_layout.format: two bits in groups, w = scale * (q - 2).
+ */
+#define NYBL_FORMAT_Q2 10
+
+/**
+ * nybl_layout.format: two bits in groups, w = scale * (q - zero), zero an int16.
+ */
+#define NYBL_FORMAT_Q2Z 11
+
+/**
+ * nybl_layout.format: two bits in groups, w = scale * q + minimum, minimum an f16.
+ */
+#define NYBL_FORMAT_Q2M 12
+
+/**
+ * nybl_weights.kind: n rows of k floats; the quantised formats round them to nearest.
  */
 #define NYBL_WEIGHTS_F32 0
 
@@ -80,8 +110,8 @@
 #define NYBL_WEIGHTS_BF16 2
 
 /**
- * nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, int8 for Q8), with scales and
- * offsets by row and group.
+ * nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, 0 to 7, 0 to 3, int8 for Q8), with
+ * scales and offsets by row and group.
  */
 #define NYBL_WEIGHTS_CODES 3
 
@@ -181,7 +211,8 @@ typedef struct nybl_layout {
      */
     int32_t format;
     /**
-     * Values of k that share a scale: 32, 64 or 128; ignored for floats.
+     * Values of k that share a scale: 16, 32, 64 or 128, or 0 for one scale a row (NYBL_FORMAT_Q8 only);
+     * ignored for floats.
      */
     uint32_t group;
     /**
@@ -223,7 +254,8 @@ typedef struct nybl_weights {
      */
     size_t scales_count;
     /**
-     * For codes of Q4Z one int16 zero point, of Q4M one f16 minimum, for each row and group; else NULL.
+     * For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
+     * and group; else NULL.
      */
     const uint16_t *offsets;
     /**
@@ -265,11 +297,11 @@ typedef struct nybl_matmul_args {
      */
     size_t m;
     /**
-     * First output, a multiple of 32.
+     * First output, a multiple of 32; of 64 for two bits and of 128 for three.
      */
     size_t n0;
     /**
-     * One past the last output: a multiple of 32, or n.
+     * One past the last output: such a multiple, or n.
      */
     size_t n1;
     /**
@@ -578,6 +610,16 @@ typedef struct nybl_event {
  * Another thread is inside a call on this handle.
  */
 #define NYBL_ERR_BUSY 1027
+
+/**
+ * The call was cancelled; the session holds what it held before.
+ */
+#define NYBL_ERR_CANCELLED 1028
+
+/**
+ * The device is too hot to go on; nothing has changed. Try again later, after a new report.
+ */
+#define NYBL_ERR_THERMAL_PAUSE 1029
 
 /**
  * A bug in nybl, caught before it could reach the caller.

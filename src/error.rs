@@ -5,6 +5,7 @@
 //! interface, so a new variant needs a new code there.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What every fallible function of nybl returns.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -56,6 +57,13 @@ pub enum Error {
     },
     /// An earlier call on this session failed part-way; reset it to go on.
     Poisoned,
+    /// The call was cancelled from another thread. The session holds what it held before the call.
+    Cancelled,
+    /// The device is too hot to go on. Nothing has changed.
+    ThermalPause {
+        /// When another try makes sense.
+        retry: Duration,
+    },
     /// A bug in nybl, caught before it could reach the host.
     Internal(String),
 }
@@ -96,6 +104,10 @@ impl fmt::Display for Error {
             ),
             Self::Poisoned => {
                 write!(f, "an earlier call on this session failed; reset it before going on")
+            }
+            Self::Cancelled => write!(f, "cancelled"),
+            Self::ThermalPause { retry } => {
+                write!(f, "too hot: try again in {} s, after a new report", retry.as_secs())
             }
             Self::Internal(what) => write!(f, "internal error (a bug in nybl): {what}"),
         }

@@ -142,11 +142,12 @@ impl Model {
         })
     }
 
-    /// What keys and values computed with this model are worth: equal identities, equal bits. The weights
+    /// What keys and values computed with this model in a sequence that may come to `context` tokens are
+    /// worth: equal identities, equal bits. The weights
     /// are sampled, 4 KiB at both ends of each matrix, because reading gigabytes would cost more than
     /// what a snapshot saves.
     #[must_use]
-    pub fn kv_identity(&self) -> Identity {
+    pub fn kv_identity(&self, context: usize) -> Identity {
         let config = format!("{:?}", self.config);
         let mut model = mix_bytes(START, config.as_bytes());
         for matrix in self.weights.matrices() {
@@ -156,8 +157,11 @@ impl Model {
             model = mix_bytes(model, &bytes[..bytes.len().min(end)]);
             model = mix_bytes(model, &bytes[bytes.len().saturating_sub(end)..]);
         }
-        let Config { rope_theta, rope_dim, .. } = self.config;
-        Identity { model, rope_theta, rope_dim }
+        let rope = &self.config.rope;
+        if rope.is_long(context) {
+            model = mix_bytes(model, b"long");
+        }
+        Identity { model, rope_theta: rope.theta, rope_dim: rope.dim }
     }
 
     /// Bytes of weights in private memory, and bytes in the mapping.

@@ -3,6 +3,7 @@
 #[cfg(feature = "text")]
 pub mod convert;
 pub mod draft;
+pub mod governor;
 pub mod load;
 pub mod runtime;
 pub mod score;

@@ -8,7 +8,8 @@ use crate::kv::store::KvStore;
 use crate::model::forward::{Logits, Scratch};
 
 /// Runs `tokens` from an empty cache, `chunk` at a time, and hands each index with the logits after
-/// that token to `each`. The chunk size does not change a bit of them.
+/// that token to `each`, as in a session whose context they fill. The chunk size does not change a bit of
+/// them.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a token outside the vocabulary or a chunk of zero;
@@ -30,7 +31,7 @@ pub fn score(
         return Err(Error::InvalidArgument("chunks of no tokens".into()));
     }
     let chunk = chunk.min(tokens.len().max(1));
-    let mut scratch = Scratch::new(model.config(), model.weights(), chunk, chunk)?;
+    let mut scratch = Scratch::new(model.config(), model.weights(), (chunk, tokens.len()), chunk)?;
     let mut store = KvStore::new(model.config().kv_shape(), context);
     let mut table = BlockTable::default();
     store.reserve(&mut table, tokens.len())?;

@@ -102,7 +102,7 @@ impl Session {
         Ok(Self {
             store,
             table,
-            scratch: Scratch::new(model.config(), model.weights(), chunk, 1)?,
+            scratch: Scratch::new(model.config(), model.weights(), (chunk, context), 1)?,
             tokens,
             logits: Aligned::zeroed("logits", model.vocab())?,
             fresh: false,
@@ -142,7 +142,8 @@ impl Session {
     /// [`Error::Io`]; as [`Session::logits`].
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.refresh()?;
-        let (identity, mut store) = (self.model.kv_identity(), lock(&self.store));
+        let identity = self.model.kv_identity(self.context);
+        let mut store = lock(&self.store);
         snapshot::save_file(&mut store, &self.table, &self.tokens, &identity, path)
     }
 
@@ -158,7 +159,8 @@ impl Session {
         // Both sequences exist for a moment.
         fit(&mut store, context, sessions + 1);
         let mut table = BlockTable::default();
-        let found = snapshot::restore_file(&mut store, &mut table, &self.model.kv_identity(), path);
+        let identity = self.model.kv_identity(context);
+        let found = snapshot::restore_file(&mut store, &mut table, &identity, path);
         let vocab = self.model.vocab();
         let full = Error::ContextFull { limit: context };
         let found = found.map_err(|error| match error {

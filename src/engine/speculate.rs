@@ -40,7 +40,8 @@ impl Speculator {
         controller: Controller,
     ) -> Result<Self> {
         let (model, rows) = (session.model(), MOST_DRAFTS + 1);
-        let scratch = Scratch::new(model.config(), model.weights(), rows, rows)?;
+        let chunk = (rows, session.context());
+        let scratch = Scratch::new(model.config(), model.weights(), chunk, rows)?;
         drafter.prepare(session.tokens())?;
         Ok(Self {
             session,

@@ -7,7 +7,7 @@ use super::status::{
 use super::structs::{Sized32, read_config, set, slice};
 use crate::isa::Isa;
 use crate::kernel::abi::{MatmulArgs, QuantizeArgs};
-use crate::kernel::{Format, Layout, Op, PANEL, Packed, Row, Run, select};
+use crate::kernel::{Format, Layout, Op, Packed, Row, Run, select};
 use crate::quant::format::unpack_row;
 use crate::quant::pack::{Rows, pack_panel};
 use crate::quant::rtn;
@@ -28,15 +28,27 @@ pub const NYBL_FORMAT_Q4: i32 = 4;
 pub const NYBL_FORMAT_Q4Z: i32 = 5;
 /// nybl_layout.format: four bits in groups, w = scale * q + minimum, minimum an f16.
 pub const NYBL_FORMAT_Q4M: i32 = 6;
+/// nybl_layout.format: three bits in groups, w = scale * (q - 4).
+pub const NYBL_FORMAT_Q3: i32 = 7;
+/// nybl_layout.format: three bits in groups, w = scale * (q - zero), zero an int16.
+pub const NYBL_FORMAT_Q3Z: i32 = 8;
+/// nybl_layout.format: three bits in groups, w = scale * q + minimum, minimum an f16.
+pub const NYBL_FORMAT_Q3M: i32 = 9;
+/// nybl_layout.format: two bits in groups, w = scale * (q - 2).
+pub const NYBL_FORMAT_Q2: i32 = 10;
+/// nybl_layout.format: two bits in groups, w = scale * (q - zero), zero an int16.
+pub const NYBL_FORMAT_Q2Z: i32 = 11;
+/// nybl_layout.format: two bits in groups, w = scale * q + minimum, minimum an f16.
+pub const NYBL_FORMAT_Q2M: i32 = 12;
 
-/// nybl_weights.kind: n rows of k floats; the quantised formats Q8, Q4 and Q4Z round them to nearest.
+/// nybl_weights.kind: n rows of k floats; the quantised formats round them to nearest.
 pub const NYBL_WEIGHTS_F32: i32 = 0;
 /// nybl_weights.kind: n rows of k halves, for NYBL_FORMAT_F16.
 pub const NYBL_WEIGHTS_F16: i32 = 1;
 /// nybl_weights.kind: n rows of k bfloat16, for NYBL_FORMAT_BF16.
 pub const NYBL_WEIGHTS_BF16: i32 = 2;
-/// nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, int8 for Q8), with scales and
-/// offsets by row and group.
+/// nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, 0 to 7, 0 to 3, int8 for Q8), with
+/// scales and offsets by row and group.
 pub const NYBL_WEIGHTS_CODES: i32 = 3;
 
 /// A CPU feature: fixed-width vectors of the target's baseline.
@@ -62,7 +74,8 @@ pub struct nybl_layout {
     pub struct_size: u32,
     /// One of NYBL_FORMAT_*.
     pub format: i32,
-    /// Values of k that share a scale: 32, 64 or 128; ignored for floats.
+    /// Values of k that share a scale: 16, 32, 64 or 128, or 0 for one scale a row (NYBL_FORMAT_Q8 only);
+    /// ignored for floats.
     pub group: u32,
     /// Outputs.
     pub n: u32,
@@ -89,7 +102,8 @@ pub struct nybl_weights {
     pub scales: *const u16,
     /// Number of scales.
     pub scales_count: usize,
-    /// For codes of Q4Z one int16 zero point, of Q4M one f16 minimum, for each row and group; else NULL.
+    /// For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
+    /// and group; else NULL.
     pub offsets: *const u16,
     /// Number of offsets.
     pub offsets_count: usize,
@@ -116,9 +130,9 @@ pub struct nybl_matmul_args {
     pub activations_len: usize,
     /// Activation rows.
     pub m: usize,
-    /// First output, a multiple of 32.
+    /// First output, a multiple of 32; of 64 for two bits and of 128 for three.
     pub n0: usize,
-    /// One past the last output: a multiple of 32, or n.
+    /// One past the last output: such a multiple, or n.
     pub n1: usize,
     /// m rows of outputs; output i of a row is at index i whatever n0 is.
     pub y: *mut f32,
@@ -261,8 +275,8 @@ pub unsafe extern "C" fn nybl_pack(
             let count = w.values_count;
             let values = w.values;
             for (index, panel) in packed.chunks_exact_mut(layout.panel_bytes()).enumerate() {
-                let first = index * PANEL;
-                let rows = PANEL.min(n - first);
+                let first = index * layout.panel_rows();
+                let rows = layout.panel_rows().min(n - first);
                 let range = first * k..(first + rows) * k;
                 let tables = first * groups..(first + rows) * groups;
                 match w.kind {
@@ -434,9 +448,11 @@ pub unsafe extern "C" fn nybl_matmul(
                 let text = format!("args->activations: {} aligned bytes needed", place.bytes);
                 return Err(invalid(text));
             }
-            let whole = |edge: usize| edge.is_multiple_of(PANEL);
+            let panel = layout.panel_rows();
+            let whole = |edge: usize| edge.is_multiple_of(panel);
             if a.n0 > a.n1 || a.n1 > n || !whole(a.n0) || !(whole(a.n1) || a.n1 == n) {
-                let text = format!("outputs {} to {} of {n}: multiples of 32, or n", a.n0, a.n1);
+                let text =
+                    format!("outputs {} to {} of {n}: multiples of {panel}, or n", a.n0, a.n1);
                 return Err(invalid(text));
             }
             if a.y.is_null() || !a.y.is_aligned() || a.y_stride < n {
@@ -446,15 +462,16 @@ pub unsafe extern "C" fn nybl_matmul(
                 return Ok(());
             }
             let quantised = layout.format().is_quantised();
-            let first = a.n0 / PANEL;
+            let first = a.n0 / panel;
             run_row(
                 row(&layout, a.features)?,
                 &MatmulArgs {
                     w: weights.bytes().as_ptr().add(first * layout.panel_bytes()),
                     panel_bytes: layout.panel_bytes(),
-                    panels: (a.n1 - a.n0).div_ceil(PANEL),
+                    panels: (a.n1 - a.n0).div_ceil(panel),
                     groups: layout.groups(),
                     group: layout.group(),
+                    offset: layout.format().offset() as u32,
                     x: x.as_ptr(),
                     x_stride: if quantised { layout.padded_k() } else { layout.k() },
                     x_scales: x.as_ptr().add(place.scales).cast(),
@@ -527,6 +544,12 @@ mod tests {
             NYBL_FORMAT_Q4,
             NYBL_FORMAT_Q4Z,
             NYBL_FORMAT_Q4M,
+            NYBL_FORMAT_Q3,
+            NYBL_FORMAT_Q3Z,
+            NYBL_FORMAT_Q3M,
+            NYBL_FORMAT_Q2,
+            NYBL_FORMAT_Q2Z,
+            NYBL_FORMAT_Q2M,
         ];
         assert_eq!(formats, Format::ALL.map(|format| i32::from(format as u8)));
         let features = [

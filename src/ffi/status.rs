@@ -32,6 +32,10 @@ pub const NYBL_ERR_CONTEXT_FULL: nybl_status = 0x0401;
 pub const NYBL_ERR_POISONED: nybl_status = 0x0402;
 /// Another thread is inside a call on this handle.
 pub const NYBL_ERR_BUSY: nybl_status = 0x0403;
+/// The call was cancelled; the session holds what it held before.
+pub const NYBL_ERR_CANCELLED: nybl_status = 0x0404;
+/// The device is too hot to go on; nothing has changed. Try again later, after a new report.
+pub const NYBL_ERR_THERMAL_PAUSE: nybl_status = 0x0405;
 /// A bug in nybl, caught before it could reach the caller.
 pub const NYBL_ERR_INTERNAL: nybl_status = 0x0501;
 
@@ -71,6 +75,8 @@ impl From<Error> for Failure {
             Error::ContextFull { .. } => NYBL_ERR_CONTEXT_FULL,
             Error::KvExhausted { .. } => NYBL_ERR_KV_EXHAUSTED,
             Error::Poisoned => NYBL_ERR_POISONED,
+            Error::Cancelled => NYBL_ERR_CANCELLED,
+            Error::ThermalPause { .. } => NYBL_ERR_THERMAL_PAUSE,
             Error::Internal(_) => NYBL_ERR_INTERNAL,
         };
         Self::new(code, error.to_string())
@@ -148,6 +154,8 @@ pub extern "C" fn nybl_status_name(status: nybl_status) -> *const c_char {
         NYBL_ERR_CONTEXT_FULL => c"NYBL_ERR_CONTEXT_FULL",
         NYBL_ERR_POISONED => c"NYBL_ERR_POISONED",
         NYBL_ERR_BUSY => c"NYBL_ERR_BUSY",
+        NYBL_ERR_CANCELLED => c"NYBL_ERR_CANCELLED",
+        NYBL_ERR_THERMAL_PAUSE => c"NYBL_ERR_THERMAL_PAUSE",
         NYBL_ERR_INTERNAL => c"NYBL_ERR_INTERNAL",
         _ => c"NYBL_ERR_UNKNOWN",
     };

@@ -8,7 +8,7 @@ use super::metadata::Metadata;
 use super::reader::{Reader, size};
 use super::source::Source;
 use crate::error::{Error, Result};
-use crate::kernel::layout::{Layout, MAX_DIMENSION, PANEL};
+use crate::kernel::layout::{Layout, MAX_DIMENSION};
 use crate::quant::pack::{Rows, pack_panel};
 use crate::quant::rtn;
 use half::{bf16, f16};
@@ -187,8 +187,8 @@ impl Gguf {
         if (layout.n(), layout.k()) != (tensor.n, tensor.k) {
             return Err(Error::InvalidArgument("a layout of another shape".into()));
         }
-        let first = index * PANEL;
-        let rows = PANEL.min(tensor.n - first);
+        let first = index * layout.panel_rows();
+        let rows = layout.panel_rows().min(tensor.n - first);
         let (block, bytes) = tensor.kind.block();
         let row_bytes = tensor.k / block * bytes;
         let start = tensor.range.start + first * row_bytes;

@@ -15,8 +15,10 @@ pub struct MatmulArgs {
     pub panels: usize,
     /// Groups along `k`; for float formats `k` itself.
     pub groups: usize,
-    /// Values of `k` in a group; 1 for float formats.
+    /// Values of `k` in a group, a multiple of 16; 1 for float formats.
     pub group: usize,
+    /// What follows the scales of a group: 0 nothing, 1 zero points (i16), 2 minima (f16).
+    pub offset: u32,
     /// Activations: int8 for quantised formats, f32 for float formats; `m` rows.
     pub x: *const u8,
     /// Elements from one activation row to the next.
@@ -31,7 +33,7 @@ pub struct MatmulArgs {
     pub y: *mut f32,
     /// Elements from one output row to the next.
     pub y_stride: usize,
-    /// Outputs to write in each row: at most 32 times `panels`, and into the last of them.
+    /// Outputs to write in each row: at most what the panels have, and into the last of them.
     pub n: usize,
 }
 
@@ -85,6 +87,30 @@ pub struct SwiGluArgs {
     pub up: *const f32,
     /// Elements.
     pub len: usize,
+}
+
+/// `gate = gelu(gate) * up`, element by element, with the tanh form of GELU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GeGluArgs {
+    /// Input and output.
+    pub gate: *mut f32,
+    /// The other factor.
+    pub up: *const f32,
+    /// Elements.
+    pub len: usize,
+}
+
+/// `x = cap * tanh(x / cap)`, in place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SoftCapArgs {
+    /// Input and output.
+    pub x: *mut f32,
+    /// Elements.
+    pub len: usize,
+    /// The bound of the output's magnitude; above zero.
+    pub cap: f32,
 }
 
 /// `x = softmax(x)`, in place.

@@ -8,7 +8,7 @@
 //! here and the same for all (`docs/numerics.md`).
 
 use super::abi::AttendArgs;
-use super::ops::{LANES, Lanes, exp};
+use super::ops::{LANES, Lanes, exp, soft_cap};
 use std::marker::PhantomData;
 
 /// Chunks between the one at work and the one that is fetched: about the latency of memory.
@@ -424,12 +424,6 @@ impl Step {
             }
         }
     }
-}
-
-/// `cap * tanh(score / cap)` (Gemma 2, 2024) through the one exponential function.
-#[inline(always)]
-fn soft_cap(score: f32, cap: f32) -> f32 {
-    cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0))
 }
 
 /// Sixteen lanes without a vector: the oracle of the rows below, and all there is on other CPUs.

@@ -84,7 +84,7 @@ unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize,
                 for first in (0..a.group).step_by(32) {
                     let mut low16 = [_mm256_setzero_si256(); M];
                     let mut high16 = [_mm256_setzero_si256(); M];
-                    for k in (first..first + 32).step_by(4) {
+                    for k in (first..a.group.min(first + 32)).step_by(4) {
                         let line = _mm256_loadu_si256(codes.add(k * 16 + half * 32).cast());
                         let line = _mm256_xor_si256(line, flip);
                         let lows = _mm256_and_si256(line, mask);

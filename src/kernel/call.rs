@@ -1,7 +1,10 @@
 //! The safe side of the table: every length is checked here, because a row does not.
 
-use super::abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
-use super::layout::{Layout, PANEL};
+use super::abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
+use super::layout::{Layout, MIN_GROUP};
 use super::{KvFormat, LANES, Op, Row, Run, select};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -12,6 +15,9 @@ use crate::threads::{Pool, SharedMut};
 /// Weight bytes a tile should have: long enough that taking it from the counter costs nothing, short
 /// enough that unlike cores end together.
 const TILE_BYTES: usize = 64 * 1024;
+
+/// Elements of an element-wise operation that a thread takes at a time.
+const CHUNK: usize = 4096;
 
 /// A packed matrix: its layout and exactly that many bytes, owned or mapped by somebody else.
 #[derive(Clone, Copy)]
@@ -71,7 +77,7 @@ impl Activations {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(m: usize, k: usize) -> Result<Self> {
-        let groups = k.div_ceil(32);
+        let groups = k.div_ceil(MIN_GROUP);
         Ok(Self {
             capacity: m,
             most_k: k,
@@ -178,6 +184,8 @@ pub struct Kernels {
     quantize: unsafe extern "C" fn(*const QuantizeArgs),
     rmsnorm: unsafe extern "C" fn(*const RmsNormArgs),
     swiglu: unsafe extern "C" fn(*const SwiGluArgs),
+    geglu: unsafe extern "C" fn(*const GeGluArgs),
+    softcap: unsafe extern "C" fn(*const SoftCapArgs),
     softmax: unsafe extern "C" fn(*const SoftmaxArgs),
     attend: [&'static Row; KvFormat::ALL.len()],
 }
@@ -207,6 +215,8 @@ impl Kernels {
             quantize: selected!(Quantize, isa),
             rmsnorm: selected!(RmsNorm, isa),
             swiglu: selected!(SwiGlu, isa),
+            geglu: selected!(GeGlu, isa),
+            softcap: selected!(SoftCap, isa),
             softmax: selected!(Softmax, isa),
             attend: KvFormat::ALL.map(|format| select(Op::Attend(format), isa)),
         })
@@ -273,6 +283,7 @@ impl Kernels {
             start,
             end: start + layout.panels().div_ceil(panels),
             panels,
+            panel_rows: layout.panel_rows(),
             run,
             all: MatmulArgs {
                 w: job.w.bytes.as_ptr(),
@@ -280,6 +291,7 @@ impl Kernels {
                 panels: layout.panels(),
                 groups: layout.groups(),
                 group: layout.group(),
+                offset: layout.format().offset() as u32,
                 x,
                 x_stride,
                 x_scales,
@@ -301,13 +313,14 @@ impl Kernels {
     pub fn quantize(&self, pool: &Pool, x: &[f32], k: usize, group: usize, out: &mut Activations) {
         let m = x.len() / k;
         assert!(x.len() == m * k && m <= out.capacity && k <= out.most_k, "no room");
-        assert!(matches!(group, 32 | 64 | 128), "group size {group}");
+        let row = k.next_multiple_of(MIN_GROUP);
+        assert!(matches!(group, 16 | 32 | 64 | 128) || group == row, "group size {group}");
         (out.m, out.k, out.group) = (m, k, group);
         let groups = k.div_ceil(group);
         let q = SharedMut::new(out.q.as_mut_ptr());
         let scales = SharedMut::new(out.scales.as_mut_ptr());
         let sums = SharedMut::new(out.sums.as_mut_ptr());
-        each_row_tile(pool, m, |first, rows| {
+        each_row_tile(pool, m, k, |first, rows| {
             let args = QuantizeArgs {
                 x: x[first * k..].as_ptr(),
                 x_stride: k,
@@ -333,7 +346,7 @@ impl Kernels {
         let m = x.len() / d;
         assert!(x.len() == m * d && y.len() == x.len(), "other shape");
         let y = SharedMut::new(y.as_mut_ptr());
-        each_row_tile(pool, m, |first, rows| {
+        each_row_tile(pool, m, d, |first, rows| {
             let args = RmsNormArgs {
                 x: x[first * d..].as_ptr(),
                 weight: weight.as_ptr(),
@@ -354,12 +367,34 @@ impl Kernels {
     /// When the two differ in length: a bug of the caller.
     pub fn swiglu(&self, pool: &Pool, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len(), "other shape");
-        const CHUNK: usize = 4096;
         pool.chunks_mut(gate, CHUNK, &|index, gate| {
             let up = &up[index * CHUNK..index * CHUNK + gate.len()];
             let args = SwiGluArgs { gate: gate.as_mut_ptr(), up: up.as_ptr(), len: gate.len() };
             // SAFETY: both slices are `len` long, and the CPU has what the row needs.
             unsafe { (self.swiglu)(&raw const args) };
+        });
+    }
+
+    /// `gate = gelu(gate) * up`, with the tanh form of GELU.
+    ///
+    /// # Panics
+    /// When the two differ in length: a bug of the caller.
+    pub fn geglu(&self, pool: &Pool, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "other shape");
+        pool.chunks_mut(gate, CHUNK, &|index, gate| {
+            let up = &up[index * CHUNK..index * CHUNK + gate.len()];
+            let args = GeGluArgs { gate: gate.as_mut_ptr(), up: up.as_ptr(), len: gate.len() };
+            // SAFETY: both slices are `len` long, and the CPU has what the row needs.
+            unsafe { (self.geglu)(&raw const args) };
+        });
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn softcap(&self, pool: &Pool, x: &mut [f32], cap: f32) {
+        pool.chunks_mut(x, CHUNK, &|_, x| {
+            let args = SoftCapArgs { x: x.as_mut_ptr(), len: x.len(), cap };
+            // SAFETY: the slice is `len` long, and the CPU has what the row needs.
+            unsafe { (self.softcap)(&raw const args) };
         });
     }
 
@@ -419,9 +454,10 @@ impl Kernels {
     }
 }
 
-/// Calls `work(first, rows)` over the pool in about two tiles a thread.
-fn each_row_tile(pool: &Pool, m: usize, work: impl Fn(usize, usize) + Sync) {
-    let rows = m.div_ceil(pool.threads() * 2).max(4);
+/// Calls `work(first, rows)` over the pool in about two tiles a thread, none so small that the join would
+/// cost more than the work: the heads of one token are one tile.
+fn each_row_tile(pool: &Pool, m: usize, width: usize, work: impl Fn(usize, usize) + Sync) {
+    let rows = m.div_ceil(pool.threads() * 2).max(4).max(CHUNK / width);
     pool.run(m.div_ceil(rows), &|tile| work(tile * rows, rows.min(m - tile * rows)));
 }
 
@@ -430,6 +466,7 @@ struct Plan<'a> {
     start: usize,
     end: usize,
     panels: usize,
+    panel_rows: usize,
     run: unsafe extern "C" fn(*const MatmulArgs),
     all: MatmulArgs,
     y: SharedMut<f32>,
@@ -447,8 +484,8 @@ impl Plan<'_> {
         let args = MatmulArgs {
             w: self.all.w.wrapping_add(first * self.all.panel_bytes),
             panels,
-            y: self.y.get().wrapping_add(first * PANEL),
-            n: (panels * PANEL).min(self.all.n - first * PANEL),
+            y: self.y.get().wrapping_add(first * self.panel_rows),
+            n: (panels * self.panel_rows).min(self.all.n - first * self.panel_rows),
             ..self.all
         };
         // SAFETY: `plan` checked every length against the layout, the tile stays inside, and the CPU

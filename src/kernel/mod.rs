@@ -31,11 +31,14 @@ mod portable;
 
 pub use attend::quantize_query;
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed, QueryCodes};
-pub use layout::{Format, Layout, PANEL};
+pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
-use abi::{AttendArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use abi::{
+    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
+};
 
 /// How keys and values lie in a KV block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,6 +107,10 @@ pub enum Op {
     RmsNorm,
     /// `silu(gate) * up`.
     SwiGlu,
+    /// `gelu(gate) * up`.
+    GeGlu,
+    /// `cap * tanh(x / cap)`.
+    SoftCap,
     /// Softmax of one row.
     Softmax,
     /// Attention of query rows over one KV block of one format.
@@ -130,6 +137,10 @@ pub enum Run {
     RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
     /// SwiGLU.
     SwiGlu(unsafe extern "C" fn(*const SwiGluArgs)),
+    /// GeGLU.
+    GeGlu(unsafe extern "C" fn(*const GeGluArgs)),
+    /// Soft cap.
+    SoftCap(unsafe extern "C" fn(*const SoftCapArgs)),
     /// Softmax.
     Softmax(unsafe extern "C" fn(*const SoftmaxArgs)),
     /// Attention over one block.
@@ -170,11 +181,19 @@ pub static ROWS: &[Row] = &[
     exact("bf16-matmul-scalar", Op::Matmul(Format::Bf16), Isa::NONE, Run::Matmul(scalar::matmul_bf16)),
     exact("q8-matmul-scalar", Op::Matmul(Format::Q8), Isa::NONE, Run::Matmul(scalar::matmul_q8)),
     exact("q4-matmul-scalar", Op::Matmul(Format::Q4), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
-    exact("q4z-matmul-scalar", Op::Matmul(Format::Q4Z), Isa::NONE, Run::Matmul(scalar::matmul_q4z)),
-    exact("q4m-matmul-scalar", Op::Matmul(Format::Q4M), Isa::NONE, Run::Matmul(scalar::matmul_q4m)),
+    exact("q4z-matmul-scalar", Op::Matmul(Format::Q4Z), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
+    exact("q4m-matmul-scalar", Op::Matmul(Format::Q4M), Isa::NONE, Run::Matmul(scalar::matmul_q4)),
+    exact("q3-matmul-scalar", Op::Matmul(Format::Q3), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q3z-matmul-scalar", Op::Matmul(Format::Q3Z), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q3m-matmul-scalar", Op::Matmul(Format::Q3M), Isa::NONE, Run::Matmul(scalar::matmul_q3)),
+    exact("q2-matmul-scalar", Op::Matmul(Format::Q2), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
+    exact("q2z-matmul-scalar", Op::Matmul(Format::Q2Z), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
+    exact("q2m-matmul-scalar", Op::Matmul(Format::Q2M), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
+    exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
+    exact("softcap-scalar", Op::SoftCap, Isa::NONE, Run::SoftCap(scalar::softcap)),
     exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
     exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(attend::scalar_f32)),
     exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(attend::scalar_f16)),
@@ -186,8 +205,14 @@ pub static ROWS: &[Row] = &[
     exact("bf16-matmul-portable", Op::Matmul(Format::Bf16), Isa::PORTABLE, Run::Matmul(portable::matmul_bf16)),
     exact("q8-matmul-portable", Op::Matmul(Format::Q8), Isa::PORTABLE, Run::Matmul(portable::matmul_q8)),
     exact("q4-matmul-portable", Op::Matmul(Format::Q4), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
-    exact("q4z-matmul-portable", Op::Matmul(Format::Q4Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q4z)),
-    exact("q4m-matmul-portable", Op::Matmul(Format::Q4M), Isa::PORTABLE, Run::Matmul(portable::matmul_q4m)),
+    exact("q4z-matmul-portable", Op::Matmul(Format::Q4Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
+    exact("q4m-matmul-portable", Op::Matmul(Format::Q4M), Isa::PORTABLE, Run::Matmul(portable::matmul_q4)),
+    exact("q3-matmul-portable", Op::Matmul(Format::Q3), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q3z-matmul-portable", Op::Matmul(Format::Q3Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q3m-matmul-portable", Op::Matmul(Format::Q3M), Isa::PORTABLE, Run::Matmul(portable::matmul_q3)),
+    exact("q2-matmul-portable", Op::Matmul(Format::Q2), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
+    exact("q2z-matmul-portable", Op::Matmul(Format::Q2Z), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
+    exact("q2m-matmul-portable", Op::Matmul(Format::Q2M), Isa::PORTABLE, Run::Matmul(portable::matmul_q2)),
 
     #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx2", Op::Matmul(Format::F32), Isa::AVX2, Run::Matmul(avx2::matmul_f32)),
     #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx2", Op::Matmul(Format::F16), Isa::AVX2, Run::Matmul(avx2::matmul_f16)),
@@ -199,6 +224,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx2", Op::SoftCap, Isa::AVX2, Run::SoftCap(avx2::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(attend_x86::avx2_f32)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(attend_x86::avx2_f16)),
@@ -215,6 +242,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
+    #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
+    #[cfg(target_arch = "x86_64")] exact("softcap-avx512", Op::SoftCap, AVX512, Run::SoftCap(avx512::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
     #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(attend_x86::avx512_f32)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(attend_x86::avx512_f16)),
@@ -231,6 +260,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
+    #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),
+    #[cfg(target_arch = "aarch64")] exact("softcap-neon", Op::SoftCap, Isa::NEON, Run::SoftCap(neon::softcap)),
     #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
     #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(attend_arm::neon_f32)),
     #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(attend_arm::neon_f16)),

@@ -5,7 +5,7 @@
 //! `mul_add` is one rounding everywhere, so all compilations give the same bits: the scalar one is
 //! the reference. The order of every sum is part of the contract (`docs/numerics.md`).
 
-use super::abi::{QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
+use super::abi::{GeGluArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs, SwiGluArgs};
 
 /// Width of the fixed reduction order.
 pub const LANES: usize = 16;
@@ -173,6 +173,37 @@ pub(super) unsafe fn swiglu(a: &SwiGluArgs) {
     }
 }
 
+/// `gate = gelu(gate) * up` (Shazeer 2020) with the tanh form of GELU (Hendrycks and Gimpel 2016), in which
+/// `0.5 * (1 + tanh(u))` is `1 / (1 + e^-2u)`.
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub(super) unsafe fn geglu(a: &GeGluArgs) {
+    /// `-2 * sqrt(2 / pi)`.
+    const STEEPNESS: f32 = -1.595_769;
+    // SAFETY: the caller vouches for `len` floats each.
+    let (gate, up) = unsafe {
+        (std::slice::from_raw_parts_mut(a.gate, a.len), std::slice::from_raw_parts(a.up, a.len))
+    };
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        let bent = (x * x * x).mul_add(0.044_715, x);
+        *gate = x / (1.0 + exp(STEEPNESS * bent)) * up;
+    }
+}
+
+/// Bends logits to lie within a cap of zero (Gemma 2, 2024).
+///
+/// # Safety
+/// The pointer of `a` covers what its documentation says.
+#[inline(always)]
+pub(super) unsafe fn softcap(a: &SoftCapArgs) {
+    // SAFETY: the caller vouches for `len` floats.
+    let x = unsafe { std::slice::from_raw_parts_mut(a.x, a.len) };
+    x.iter_mut().for_each(|x| *x = soft_cap(*x, a.cap));
+}
+
 /// Softmax with the largest score subtracted and 16 partial sums.
 ///
 /// # Safety
@@ -208,12 +239,20 @@ pub(super) unsafe fn softmax(a: &SoftmaxArgs) {
     }
 }
 
+/// `cap * tanh(score / cap)` (Gemma 2, 2024) through the one exponential function.
+#[inline(always)]
+pub(super) fn soft_cap(score: f32, cap: f32) -> f32 {
+    cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0))
+}
+
 /// Compiles the bodies of this module under a set of target features.
 macro_rules! instantiate {
     ($features:literal) => {
         $crate::kernel::ops::instantiate!(@one $features, quantize, QuantizeArgs);
         $crate::kernel::ops::instantiate!(@one $features, rmsnorm, RmsNormArgs);
         $crate::kernel::ops::instantiate!(@one $features, swiglu, SwiGluArgs);
+        $crate::kernel::ops::instantiate!(@one $features, geglu, GeGluArgs);
+        $crate::kernel::ops::instantiate!(@one $features, softcap, SoftCapArgs);
         $crate::kernel::ops::instantiate!(@one $features, softmax, SoftmaxArgs);
     };
     (@one $features:literal, $name:ident, $args:ident) => {

@@ -10,9 +10,6 @@ use super::layout::PANEL;
 use half::{bf16, f16};
 use wide::{i16x16, i32x8};
 
-const HAS_ZERO: u8 = 1;
-const HAS_MINIMUM: u8 = 2;
-
 /// Sixteen 16-bit lanes from 32 bytes.
 #[inline]
 unsafe fn load(bytes: *const u8) -> i16x16 {
@@ -36,103 +33,118 @@ unsafe fn table(at: *const u8) -> [u16; PANEL] {
     unsafe { at.cast::<[u16; PANEL]>().read_unaligned() }
 }
 
-/// Four bits: `M` rows of activations against one panel.
-unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
-    unsafe {
-        let stride = a.panel_bytes / a.groups;
-        let (mask, flip) = (i16x16::splat(15), i16x16::splat(8));
-        let mut acc = [[0.0_f32; PANEL]; M];
-        for g in 0..a.groups {
-            let codes = a.w.add(panel * a.panel_bytes + g * stride);
-            let mut dots = [[i32x8::ZERO; 4]; M];
-            for k in (0..a.group).step_by(4) {
-                for half in 0..2 {
-                    let line = load(codes.add(k * 16 + half * 32));
-                    let nibbles = [
-                        line & mask,
-                        (line >> 8_i32) & mask,
-                        ((line >> 4_i32) & mask) ^ flip,
-                        ((line >> 12_i32) & mask) ^ flip,
-                    ];
-                    for r in 0..M {
-                        let x = a.x.cast::<i8>();
-                        let x = x.add((first_row + r) * a.x_stride + g * a.group + k);
-                        let (even, odd) = (pair(x, 0), pair(x, 1));
-                        dots[r][half] += nibbles[0].dot(even) + nibbles[1].dot(odd);
-                        dots[r][2 + half] += nibbles[2].dot(even) + nibbles[3].dot(odd);
-                    }
-                }
-            }
-            let tables = codes.add(a.group * 16);
-            for r in 0..M {
-                scale_in::<KIND>(a, first_row + r, g, &dots[r], tables, &mut acc[r]);
-            }
-        }
-        finish(a, panel, first_row, &acc);
-    }
-}
-
-/// Signed bytes: `M` rows of activations against one panel.
-unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: as in `q4_panel`.
-    unsafe {
-        let stride = a.panel_bytes / a.groups;
-        let mut acc = [[0.0_f32; PANEL]; M];
-        for g in 0..a.groups {
-            let codes = a.w.add(panel * a.panel_bytes + g * stride);
-            let mut dots = [[i32x8::ZERO; 4]; M];
-            for k in (0..a.group).step_by(4) {
-                for quarter in 0..4 {
-                    let line = load(codes.add(k * 32 + quarter * 32));
-                    let (evens, odds) = ((line << 8_i32) >> 8_i32, line >> 8_i32);
-                    for r in 0..M {
-                        let x = a.x.cast::<i8>();
-                        let x = x.add((first_row + r) * a.x_stride + g * a.group + k);
-                        dots[r][quarter] += evens.dot(pair(x, 0)) + odds.dot(pair(x, 1));
-                    }
-                }
-            }
-            let tables = codes.add(a.group * 32);
-            for r in 0..M {
-                scale_in::<HAS_NOTHING>(a, first_row + r, g, &dots[r], tables, &mut acc[r]);
-            }
-        }
-        finish(a, panel, first_row, &acc);
-    }
-}
-
-/// Neither an offset table nor the fixed offset of symmetric nibbles.
-const HAS_NOTHING: u8 = 3;
-
-/// One group's scales and offsets, applied to the dots of one activation row.
+/// The codes of a step of four columns: the even and the odd bytes of rows `8 * quarter` and on of the
+/// 32 rows that start with field `2 * pair` of the panel.
 #[inline]
-unsafe fn scale_in<const KIND: u8>(
+unsafe fn codes<const BITS: usize>(
+    group: *const u8,
+    step: usize,
+    pair: usize,
+    quarter: usize,
+) -> [i16x16; 2] {
+    // Sixteen rows are a field of a line, eight of them one half of it.
+    let (field, half) = (2 * pair + quarter / 2, quarter % 2 * 32);
+    // SAFETY: the caller vouches for a group, in which the step lies.
+    let line = |at: usize| unsafe { load(group.add(at + half)) };
+    let both = |bytes: i16x16, shift: i32, mask: i16| {
+        let mask = i16x16::splat(mask);
+        [(bytes >> shift) & mask, (bytes >> (8 + shift)) & mask]
+    };
+    let flipped = |codes: [i16x16; 2], bit: i16| codes.map(|codes| codes ^ i16x16::splat(bit));
+    match BITS {
+        8 => {
+            let bytes = line(step * 128 + field * 64);
+            [(bytes << 8_i32) >> 8_i32, bytes >> 8_i32]
+        }
+        4 if field == 0 => both(line(step * 64), 0, 15),
+        4 => flipped(both(line(step * 64), 4, 15), 8),
+        3 => {
+            let at = step / 2 * 384 + step % 2 * 64;
+            match field {
+                0 => both(line(at), 2, 7),
+                1 => flipped(both(line(at), 5, 7), 4),
+                2 => both(line(at + 128), 0, 7),
+                3 => both(line(at + 128), 3, 7),
+                4 => both(line(at + 256), 1, 7),
+                5 => both(line(at + 256), 4, 7),
+                6 => {
+                    let (low, high) = (both(line(at), 0, 3), both(line(at + 256), 0, 1));
+                    [low[0] | high[0] << 2_i32, low[1] | high[1] << 2_i32]
+                }
+                _ => {
+                    let (high, low) = (both(line(at + 128), 6, 3), both(line(at + 256), 7, 1));
+                    flipped([low[0] | high[0] << 1_i32, low[1] | high[1] << 1_i32], 4)
+                }
+            }
+        }
+        _ if field == 3 => flipped(both(line(step * 64), 6, 3), 2),
+        _ => both(line(step * 64), 2 * field as i32, 3),
+    }
+}
+
+/// Codes of `BITS` bits: `M` rows of activations against one panel, 32 rows of it at a time.
+unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
+    let rows = match BITS {
+        3 => 128,
+        2 => 64,
+        _ => PANEL,
+    };
+    let outputs = rows.min(a.n - panel * rows);
+    for pair in 0..outputs.div_ceil(PANEL) {
+        let mut acc = [[0.0_f32; PANEL]; M];
+        for g in 0..a.groups {
+            // SAFETY: every pointer stays inside the panel and the `M` activation rows from
+            // `first_row`, which the caller vouches for.
+            unsafe {
+                let group = a.w.add(panel * a.panel_bytes + g * (a.panel_bytes / a.groups));
+                let mut dots = [[i32x8::ZERO; 4]; M];
+                for step in 0..a.group / 4 {
+                    for quarter in 0..4 {
+                        let [even, odd] = codes::<BITS>(group, step, pair, quarter);
+                        for r in 0..M {
+                            let x = a.x.cast::<i8>();
+                            let x = x.add((first_row + r) * a.x_stride + g * a.group + step * 4);
+                            dots[r][quarter] +=
+                                even.dot(self::pair(x, 0)) + odd.dot(self::pair(x, 1));
+                        }
+                    }
+                }
+                let tables = group.add(a.group * rows * BITS / 8);
+                for r in 0..M {
+                    let middle = if BITS == 8 || a.offset != 0 { 0 } else { 1 << (BITS - 1) };
+                    let tables = [tables, tables.add(rows * 2)].map(|t| t.add(pair * PANEL * 2));
+                    scale_in(a, first_row + r, g, &dots[r], tables, middle, &mut acc[r]);
+                }
+            }
+        }
+        // SAFETY: as above.
+        unsafe { finish(a, panel * rows + pair * PANEL, first_row, &acc) };
+    }
+}
+
+/// One group's scales and offsets, applied to the dots of one activation row with 32 outputs.
+unsafe fn scale_in(
     a: &MatmulArgs,
     row: usize,
     g: usize,
     dots: &[i32x8; 4],
-    tables: *const u8,
+    tables: [*const u8; 2],
+    middle: i32,
     acc: &mut [f32; PANEL],
 ) {
-    // SAFETY: the caller vouches for the tables of this group and for the row's scales and sums.
+    // SAFETY: the caller vouches for the tables of this group, of which the second is only there with
+    // an offset, and for the row's scales and sums.
     unsafe {
         let x_scale = *a.x_scales.add(row * a.groups + g);
         let sum = *a.x_sums.add(row * a.groups + g);
-        let scales = table(tables);
-        let has_offsets = KIND == HAS_ZERO || KIND == HAS_MINIMUM;
-        let offsets = if has_offsets { table(tables.add(64)) } else { [0; PANEL] };
+        let scales = table(tables[0]);
+        let offsets = if a.offset != 0 { table(tables[1]) } else { [0; PANEL] };
         for i in 0..PANEL {
-            let mut dot = dots[i / 8].to_array()[i % 8];
-            match KIND {
-                0 => dot -= 8 * sum,
-                HAS_ZERO => dot -= i32::from(offsets[i].cast_signed()) * sum,
-                _ => {}
-            }
+            let zero = if a.offset == 1 { i32::from(offsets[i].cast_signed()) } else { middle };
+            let dot = dots[i / 8].to_array()[i % 8] - zero * sum;
             let scale = f16::from_bits(scales[i]).to_f32();
             acc[i] = (scale * x_scale).mul_add(dot as f32, acc[i]);
-            if KIND == HAS_MINIMUM {
+            if a.offset == 2 {
                 let minimum = f16::from_bits(offsets[i]).to_f32();
                 acc[i] = (minimum * x_scale).mul_add(sum as f32, acc[i]);
             }
@@ -146,7 +158,7 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
     panel: usize,
     first_row: usize,
 ) {
-    // SAFETY: as in `q4_panel`.
+    // SAFETY: as in `panel`.
     unsafe {
         let w = a.w.add(panel * a.panel_bytes);
         let mut acc = [[0.0_f32; PANEL]; M];
@@ -164,22 +176,22 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
                 }
             }
         }
-        finish(a, panel, first_row, &acc);
+        finish(a, panel * PANEL, first_row, &acc);
     }
 }
 
-/// Writes the outputs of `M` activation rows, or as many of a row as are left.
+/// Writes 32 outputs of `M` activation rows, or as many as are left.
 unsafe fn finish<const M: usize>(
     a: &MatmulArgs,
-    panel: usize,
+    first_output: usize,
     first_row: usize,
     acc: &[[f32; PANEL]; M],
 ) {
-    let count = PANEL.min(a.n - panel * PANEL);
+    let count = PANEL.min(a.n - first_output);
     for (r, acc) in acc.iter().enumerate() {
         // SAFETY: `count` of the outputs that the caller vouches for.
         unsafe {
-            let y = a.y.add((first_row + r) * a.y_stride + panel * PANEL);
+            let y = a.y.add((first_row + r) * a.y_stride + first_output);
             std::ptr::copy_nonoverlapping(acc.as_ptr(), y, count);
         }
     }
@@ -187,14 +199,14 @@ unsafe fn finish<const M: usize>(
 
 super::exact_m! {
     [] 4;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
     /// Signed bytes.
-    matmul_q8 = q8_panel[];
+    matmul_q8 = panel[8];
+    /// Four bits.
+    matmul_q4 = panel[4];
+    /// Three bits.
+    matmul_q3 = panel[3];
+    /// Two bits.
+    matmul_q2 = panel[2];
     /// f32 weights.
     matmul_f32 = float_panel[4, false];
     /// f16 weights.

@@ -2,52 +2,75 @@
 //!
 //! All other rows must equal these bit for bit. Kept naive on purpose; speed is not its job.
 
-use super::abi::{MatmulArgs, QuantizeArgs, RmsNormArgs, SoftmaxArgs, SwiGluArgs};
-use super::layout::{Format, PANEL};
+use super::abi::{
+    GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs, SwiGluArgs,
+};
+use super::layout::PANEL;
 use super::ops;
 use half::{bf16, f16};
 
-/// Where the weights of one output row lie inside its panel.
+/// Where the weights of one output row lie inside a group of its panel.
 struct RowReader {
-    panel: *const u8,
+    group: *const u8,
     lane: usize,
-    high: bool,
+    field: usize,
 }
 
 impl RowReader {
+    fn new(group: *const u8, row: usize) -> Self {
+        Self { group, lane: row % 16, field: row / 16 }
+    }
+
+    /// The code of `BITS` bits at place `k`.
+    ///
     /// # Safety
-    /// `panel` points to a whole panel.
-    unsafe fn new(panel: *const u8, row: usize) -> Self {
-        Self { panel, lane: row % 16, high: row >= 16 }
+    /// `group` points to a whole group of such codes, and `k` lies in it.
+    unsafe fn code<const BITS: usize>(&self, k: usize) -> i32 {
+        let (step, place) = (k / 4, self.lane * 4 + k % 4);
+        // SAFETY: the caller's promise; every place below is among the codes of step `k / 4`.
+        let byte = |at: usize| i32::from(unsafe { *self.group.add(at + place) });
+        match BITS {
+            8 => i32::from((byte(step * 128 + self.field * 64) as u8).cast_signed()),
+            4 if self.field == 0 => byte(step * 64) & 15,
+            4 => byte(step * 64) >> 4 ^ 8,
+            3 => {
+                let at = step / 2 * 384 + step % 2 * 64;
+                let (p, q, r) = (byte(at), byte(at + 128), byte(at + 256));
+                match self.field {
+                    0 => p >> 2 & 7,
+                    1 => p >> 5 ^ 4,
+                    2 => q & 7,
+                    3 => q >> 3 & 7,
+                    4 => r >> 1 & 7,
+                    5 => r >> 4 & 7,
+                    6 => p & 3 | (r & 1) << 2,
+                    _ => (q >> 6 ^ 2) << 1 | r >> 7,
+                }
+            }
+            _ => (byte(step * 64) ^ 0x80) >> (2 * self.field) & 3,
+        }
     }
 
-    /// The four-bit code at place `k` of the codes that start at `at`.
-    unsafe fn nibble(&self, at: usize, k: usize) -> i32 {
-        // SAFETY: the caller stays inside the panel.
-        let byte = unsafe { *self.panel.add(at + k / 4 * 64 + self.lane * 4 + k % 4) };
-        i32::from(if self.high { (byte >> 4) ^ 8 } else { byte & 15 })
-    }
-
-    /// The byte code at place `k` of the codes that start at `at`.
-    unsafe fn byte(&self, at: usize, k: usize) -> i32 {
-        let half = if self.high { 64 } else { 0 };
-        // SAFETY: the caller stays inside the panel.
-        let byte = unsafe { *self.panel.add(at + k / 4 * 128 + half + self.lane * 4 + k % 4) };
-        i32::from(byte.cast_signed())
-    }
-
-    /// The 16-bit word of this row in the table of 32 words that starts at `at`.
+    /// The 16-bit word of this row in the table of words that starts at `at`.
+    ///
+    /// # Safety
+    /// `group` points to a whole group, in which the table lies.
     unsafe fn word(&self, at: usize) -> u16 {
-        let row = self.lane + if self.high { 16 } else { 0 };
-        // SAFETY: the caller stays inside the panel; tables are 64-byte aligned.
-        unsafe { self.panel.add(at + row * 2).cast::<u16>().read_unaligned() }
+        let row = self.field * 16 + self.lane;
+        // SAFETY: the caller's promise.
+        unsafe { self.group.add(at + row * 2).cast::<u16>().read_unaligned() }
     }
 }
 
-/// One quantised matmul: the integer dot of each group, then one fused multiply-add.
-unsafe fn quantised(format: Format, a: &MatmulArgs) {
-    let step = if format == Format::Q8 { 128 } else { 64 };
-    let codes = a.group / 4 * step;
+/// One quantised matmul of codes of `BITS` bits: the integer dot of each group, then one fused
+/// multiply-add, or two where there is a minimum.
+unsafe fn quantised<const BITS: usize>(a: &MatmulArgs) {
+    let rows = match BITS {
+        3 => 128,
+        2 => 64,
+        _ => PANEL,
+    };
+    let codes = a.group * rows * BITS / 8;
     let stride = a.panel_bytes / a.groups;
     for row in 0..a.m {
         for output in 0..a.n {
@@ -56,27 +79,25 @@ unsafe fn quantised(format: Format, a: &MatmulArgs) {
                 // SAFETY: all reads stay inside the panels and the activation rows that the caller
                 // vouches for.
                 unsafe {
-                    let panel = a.w.add(output / PANEL * a.panel_bytes);
-                    let reader = RowReader::new(panel, output % PANEL);
-                    let at = g * stride;
+                    let group = a.w.add(output / rows * a.panel_bytes + g * stride);
+                    let reader = RowReader::new(group, output % rows);
                     let x = a.x.cast::<i8>().add(row * a.x_stride + g * a.group);
                     let sum = *a.x_sums.add(row * a.groups + g);
                     let x_scale = *a.x_scales.add(row * a.groups + g);
                     let mut dot = 0_i32;
                     for k in 0..a.group {
-                        let q = if step == 128 { reader.byte(at, k) } else { reader.nibble(at, k) };
-                        dot += q * i32::from(*x.add(k));
+                        dot += reader.code::<BITS>(k) * i32::from(*x.add(k));
                     }
-                    let scale = f16::from_bits(reader.word(at + codes)).to_f32();
-                    let offset = reader.word(at + codes + 64 * usize::from(stride > codes + 64));
-                    match format {
-                        Format::Q4 => dot -= 8 * sum,
-                        Format::Q4Z => dot -= i32::from(offset.cast_signed()) * sum,
+                    let scale = f16::from_bits(reader.word(codes)).to_f32();
+                    match a.offset {
+                        0 if BITS == 8 => {}
+                        0 => dot -= (1 << (BITS - 1)) * sum,
+                        1 => dot -= i32::from(reader.word(codes + rows * 2).cast_signed()) * sum,
                         _ => {}
                     }
                     acc = (scale * x_scale).mul_add(dot as f32, acc);
-                    if format == Format::Q4M {
-                        let minimum = f16::from_bits(offset).to_f32();
+                    if a.offset == 2 {
+                        let minimum = f16::from_bits(reader.word(codes + rows * 2)).to_f32();
                         acc = (minimum * x_scale).mul_add(sum as f32, acc);
                     }
                 }
@@ -125,19 +146,23 @@ rows! {
     /// bf16 weights.
     matmul_bf16(MatmulArgs) = |a| float::<bf16>(a, bf16::to_f32);
     /// Signed bytes.
-    matmul_q8(MatmulArgs) = |a| quantised(Format::Q8, a);
-    /// Four bits, symmetric.
-    matmul_q4(MatmulArgs) = |a| quantised(Format::Q4, a);
-    /// Four bits with a zero point.
-    matmul_q4z(MatmulArgs) = |a| quantised(Format::Q4Z, a);
-    /// Four bits with a minimum.
-    matmul_q4m(MatmulArgs) = |a| quantised(Format::Q4M, a);
+    matmul_q8(MatmulArgs) = |a| quantised::<8>(a);
+    /// Four bits.
+    matmul_q4(MatmulArgs) = |a| quantised::<4>(a);
+    /// Three bits.
+    matmul_q3(MatmulArgs) = |a| quantised::<3>(a);
+    /// Two bits.
+    matmul_q2(MatmulArgs) = |a| quantised::<2>(a);
     /// Activation quantiser.
     quantize(QuantizeArgs) = |a| ops::quantize(a);
     /// RMS normalisation.
     rmsnorm(RmsNormArgs) = |a| ops::rmsnorm(a);
     /// SwiGLU.
     swiglu(SwiGluArgs) = |a| ops::swiglu(a);
+    /// GeGLU.
+    geglu(GeGluArgs) = |a| ops::geglu(a);
+    /// Soft cap.
+    softcap(SoftCapArgs) = |a| ops::softcap(a);
     /// Softmax.
     softmax(SoftmaxArgs) = |a| ops::softmax(a);
 }

@@ -2,10 +2,12 @@
 //!
 //! A chunk of `m` tokens goes through the layers together. Every row is computed by the same operations
 //! in the same order whatever `m` is, so a prompt in one chunk, in many, or token by token gives the
-//! same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down.
+//! same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down. What a family of models
+//! does otherwise is a value or an option of [`Config`] or of [`Layer`], not a pass of its own.
 #![forbid(unsafe_code)]
 
-use super::config::Config;
+use super::config::{Activation, Config};
+use super::rope::RopeTable;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Input, Kernels, MatmulJob};
@@ -21,6 +23,8 @@ pub struct Scratch {
     most: usize,
     x: Aligned<f32>,
     norm: Aligned<f32>,
+    /// What a norm that follows a matrix reads; empty where the model has none.
+    raw: Aligned<f32>,
     q: Aligned<f32>,
     k: Aligned<f32>,
     v: Aligned<f32>,
@@ -29,7 +33,8 @@ pub struct Scratch {
     up: Aligned<f32>,
     quantised: Quantised,
     attend: AttendScratch,
-    rope: Rope,
+    rope: RopeTable,
+    windowed_rope: Option<RopeTable>,
     logits: Aligned<f32>,
 }
 
@@ -61,11 +66,17 @@ pub struct Parts<'a> {
 }
 
 impl Scratch {
-    /// Buffers for chunks of at most `most` tokens, with room for the logits of `logit_rows` of them.
+    /// Buffers for chunks of at most `most` tokens, with room for the logits of `logit_rows` of them, of
+    /// sequences that may come to `context` tokens: some models rotate the long ones otherwise.
     ///
     /// # Errors
     /// [`crate::Error::OutOfMemory`].
-    pub fn new(config: &Config, weights: &Weights, most: usize, logit_rows: usize) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        weights: &Weights,
+        (most, context): (usize, usize),
+        logit_rows: usize,
+    ) -> Result<Self> {
         let floats = |width: usize| Aligned::zeroed("activations", most * width);
         let mut groups: Vec<_> = weights
             .matrices()
@@ -75,6 +86,9 @@ impl Scratch {
             .collect();
         groups.sort_unstable();
         groups.dedup();
+        let raw = [(config.qk_norm, config.q_dim()), (config.post_norms, config.d_model)];
+        let raw = raw.into_iter().filter_map(|(used, width)| used.then_some(width)).max();
+        let windowed = config.windowed_rope.as_ref();
         let widest = config.d_model.max(config.d_ff).max(config.q_dim());
         let quantised: Result<Vec<_>> =
             groups.into_iter().map(|group| Ok((group, Activations::new(most, widest)?))).collect();
@@ -82,6 +96,7 @@ impl Scratch {
             most,
             x: floats(config.d_model)?,
             norm: floats(config.d_model)?,
+            raw: floats(raw.unwrap_or(0))?,
             q: floats(config.q_dim())?,
             k: floats(config.kv_dim())?,
             v: floats(config.kv_dim())?,
@@ -90,7 +105,8 @@ impl Scratch {
             up: floats(config.d_ff)?,
             quantised: Quantised(quantised?),
             attend: AttendScratch::new(most, config.n_heads, config.kv_shape())?,
-            rope: Rope::new(config, most)?,
+            rope: RopeTable::new(&config.rope, most, context)?,
+            windowed_rope: windowed.map(|rope| RopeTable::new(rope, most, context)).transpose()?,
             logits: Aligned::zeroed("logits", logit_rows * weights.vocab())?,
         })
     }
@@ -107,6 +123,7 @@ impl Scratch {
         let floats = [
             &self.x,
             &self.norm,
+            &self.raw,
             &self.q,
             &self.k,
             &self.v,
@@ -114,12 +131,12 @@ impl Scratch {
             &self.gate,
             &self.up,
             &self.logits,
-            &self.rope.cos,
-            &self.rope.sin,
         ];
         floats.into_iter().map(Aligned::bytes).sum::<usize>()
             + self.quantised.0.iter().map(|(_, x)| x.bytes()).sum::<usize>()
             + self.attend.bytes()
+            + self.rope.bytes()
+            + self.windowed_rope.as_ref().map_or(0, RopeTable::bytes)
     }
 
     /// Runs `tokens` at the positions after those of `table`, for which room has been reserved, and
@@ -152,13 +169,38 @@ impl Scratch {
         for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
             unpack_row(&embedding, *token as usize, row);
         }
+        if config.embedding_scale != 1.0 {
+            x.iter_mut().for_each(|x| *x *= config.embedding_scale);
+        }
         self.rope.fill(first, m);
-        for (index, layer) in weights.layers.iter().enumerate() {
+        if let Some(rope) = &mut self.windowed_rope {
+            rope.fill(first, m);
+        }
+        let raw = &mut self.raw;
+        let mut renorm = |x: &mut [f32], weight: &[f32]| {
+            let raw = &mut raw[..x.len()];
+            raw.copy_from_slice(x);
+            kernels.rmsnorm(pool, raw, weight, config.norm_eps, x);
+        };
+        for (index, (layer, shape)) in weights.layers.iter().zip(&config.layers).enumerate() {
             kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
             let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
             quantised.multiply(kernels, pool, norm, targets);
-            self.rope.rotate(pool, config.head_dim, q_dim, q);
-            self.rope.rotate(pool, config.head_dim, kv_dim, k);
+            if let Some([q_bias, k_bias, v_bias]) = &layer.qkv_bias {
+                add_to_rows(q, q_bias);
+                add_to_rows(k, k_bias);
+                add_to_rows(v, v_bias);
+            }
+            if let Some([q_norm, k_norm]) = &layer.qk_norm {
+                renorm(q, q_norm);
+                renorm(k, k_norm);
+            }
+            if shape.rotates {
+                let windowed = self.windowed_rope.as_ref().filter(|_| shape.window.is_some());
+                let rope = windowed.unwrap_or(&self.rope);
+                rope.rotate(pool, config.head_dim, q_dim, q);
+                rope.rotate(pool, config.head_dim, kv_dim, k);
+            }
             let rows = k.chunks_exact(kv_dim).zip(v.chunks_exact(kv_dim));
             for (row, (key, value)) in rows.enumerate() {
                 store.write(table, index, first + row, key, value);
@@ -168,13 +210,22 @@ impl Scratch {
             let rows = (&*q, &mut *attended);
             attend(kernels, pool, keys, Rows::chain(first), &sight, &mut self.attend, rows);
             quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
+            if let Some([after_attention, _]) = &layer.post_norms {
+                renorm(norm, after_attention);
+            }
             add(x, norm);
 
             kernels.rmsnorm(pool, x, &layer.ffn_norm, config.norm_eps, norm);
             let targets = [(&layer.gate, &mut *gate), (&layer.up, &mut *up)];
             quantised.multiply(kernels, pool, norm, targets);
-            kernels.swiglu(pool, gate, up);
+            match config.activation {
+                Activation::Silu => kernels.swiglu(pool, gate, up),
+                Activation::Gelu => kernels.geglu(pool, gate, up),
+            }
             quantised.multiply(kernels, pool, gate, [(&layer.down, &mut *norm)]);
+            if let Some([_, after_ffn]) = &layer.post_norms {
+                renorm(norm, after_ffn);
+            }
             add(x, norm);
         }
 
@@ -188,9 +239,16 @@ impl Scratch {
         if rows > 0 {
             kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);
             quantised.multiply(kernels, pool, norm, [(weights.head(), &mut *logits)]);
+            if config.logit_softcap > 0.0 {
+                kernels.softcap(pool, logits, config.logit_softcap);
+            }
         }
         logits
     }
+}
+
+fn add_to_rows(rows: &mut [f32], y: &[f32]) {
+    rows.chunks_exact_mut(y.len()).for_each(|row| add(row, y));
 }
 
 fn add(x: &mut [f32], y: &[f32]) {
@@ -231,55 +289,5 @@ impl Quantised {
             MatmulJob { w: matrix.packed(), x: input, y }
         });
         kernels.matmul(pool, &mut jobs);
-    }
-}
-
-/// Rotary position embedding (Su et al. 2021) of neighbouring pairs, the order of Llama weights in GGUF.
-///
-/// Angles and their sines are computed in f64 by portable code, so they are the same on every platform.
-struct Rope {
-    frequencies: Vec<f64>,
-    cos: Aligned<f32>,
-    sin: Aligned<f32>,
-}
-
-impl Rope {
-    fn new(config: &Config, most: usize) -> Result<Self> {
-        let pairs = config.rope_dim / 2;
-        let step = -2.0 / config.rope_dim as f64;
-        let frequencies =
-            (0..pairs).map(|i| libm::pow(config.rope_theta, step * i as f64)).collect();
-        Ok(Self {
-            frequencies,
-            cos: Aligned::zeroed("rotary table", most * pairs)?,
-            sin: Aligned::zeroed("rotary table", most * pairs)?,
-        })
-    }
-
-    /// Prepares the angles of positions `first..first + m`.
-    fn fill(&mut self, first: usize, m: usize) {
-        let pairs = self.frequencies.len();
-        for row in 0..m {
-            for (i, frequency) in self.frequencies.iter().enumerate() {
-                let (sin, cos) = libm::sincos((first + row) as f64 * frequency);
-                self.cos[row * pairs + i] = cos as f32;
-                self.sin[row * pairs + i] = sin as f32;
-            }
-        }
-    }
-
-    /// Rotates every head of rows of `width` floats.
-    fn rotate(&self, pool: &Pool, head_dim: usize, width: usize, rows: &mut [f32]) {
-        let pairs = self.frequencies.len();
-        pool.chunks_mut(rows, width, &|row, x| {
-            let cos = &self.cos[row * pairs..(row + 1) * pairs];
-            let sin = &self.sin[row * pairs..(row + 1) * pairs];
-            for head in x.chunks_exact_mut(head_dim) {
-                for ((pair, cos), sin) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
-                    let [a, b] = *pair;
-                    *pair = [a * cos - b * sin, a * sin + b * cos];
-                }
-            }
-        });
     }
 }

@@ -1,5 +1,7 @@
-//! The model: its configuration, its weights and one forward pass.
+//! The model: its configuration, its weights and one forward pass for every family.
 
 pub mod config;
+mod family;
 pub mod forward;
+pub mod rope;
 pub mod weights;

@@ -79,8 +79,14 @@ pub struct Layer {
     pub k: Matrix,
     /// Values.
     pub v: Matrix,
+    /// Biases of queries, keys and values.
+    pub qkv_bias: Option<[Vec<f32>; 3]>,
+    /// RMSNorm of each head of queries and of keys.
+    pub qk_norm: Option<[Vec<f32>; 2]>,
     /// Attention output.
     pub o: Matrix,
+    /// RMSNorm of the outputs of attention and of the feed-forward network.
+    pub post_norms: Option<[Vec<f32>; 2]>,
     /// RMSNorm before the feed-forward network.
     pub ffn_norm: Vec<f32>,
     /// Gate of the feed-forward network.
@@ -233,6 +239,13 @@ impl Weights {
     }
 }
 
+/// Biases of queries, keys and values.
+const QKV_BIAS: [&str; 3] = ["attn_q.bias", "attn_k.bias", "attn_v.bias"];
+/// Norms of the heads of queries and keys.
+const QK_NORM: [&str; 2] = ["attn_q_norm.weight", "attn_k_norm.weight"];
+/// Norms of the outputs of attention and feed-forward network.
+const POST_NORMS: [&str; 2] = ["post_attention_norm.weight", "post_ffw_norm.weight"];
+
 /// Compares names and shapes with the configuration; the number of tokens in the vocabulary.
 fn check_all(file: &impl Tensors, c: &Config) -> Result<usize> {
     let Some((vocab, _)) = file.shape("token_embd.weight") else {
@@ -257,19 +270,30 @@ fn check_all(file: &impl Tensors, c: &Config) -> Result<usize> {
         check("output.weight".into(), vocab, c.d_model)?;
     }
     check("output_norm.weight".into(), 1, c.d_model)?;
+    let (d, q, kv, head) = (c.d_model, c.q_dim(), c.kv_dim(), c.head_dim);
+    let mut parts = vec![
+        ("attn_norm.weight", 1, d),
+        ("attn_q.weight", q, d),
+        ("attn_k.weight", kv, d),
+        ("attn_v.weight", kv, d),
+        ("attn_output.weight", d, q),
+        ("ffn_norm.weight", 1, d),
+        ("ffn_gate.weight", c.d_ff, d),
+        ("ffn_up.weight", c.d_ff, d),
+        ("ffn_down.weight", d, c.d_ff),
+    ];
+    if c.qkv_bias {
+        parts.extend(QKV_BIAS.into_iter().zip([q, kv, kv]).map(|(name, width)| (name, 1, width)));
+    }
+    if c.qk_norm {
+        parts.extend(QK_NORM.map(|name| (name, 1, head)));
+    }
+    if c.post_norms {
+        parts.extend(POST_NORMS.map(|name| (name, 1, d)));
+    }
     for layer in 0..c.n_layers {
-        for (part, n, k) in [
-            ("attn_norm", 1, c.d_model),
-            ("attn_q", c.q_dim(), c.d_model),
-            ("attn_k", c.kv_dim(), c.d_model),
-            ("attn_v", c.kv_dim(), c.d_model),
-            ("attn_output", c.d_model, c.q_dim()),
-            ("ffn_norm", 1, c.d_model),
-            ("ffn_gate", c.d_ff, c.d_model),
-            ("ffn_up", c.d_ff, c.d_model),
-            ("ffn_down", c.d_model, c.d_ff),
-        ] {
-            check(format!("blk.{layer}.{part}.weight"), n, k)?;
+        for (part, n, k) in &parts {
+            check(format!("blk.{layer}.{part}"), *n, *k)?;
         }
     }
     if let Some(extra) = file.names().into_iter().find(|name| !used.contains(*name)) {
@@ -287,7 +311,14 @@ fn load(file: &impl Tensors, config: &Config, pool: &Pool) -> Result<Weights> {
     let matrix = |name: &str| file.matrix(name, pool);
     let layer = |index: usize| {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
+        let vector = |part: &str| file.vector(&format!("blk.{index}.{part}"));
+        let qkv_bias = config.qkv_bias.then(|| vectors(QKV_BIAS, vector)).transpose()?;
+        let qk_norm = config.qk_norm.then(|| vectors(QK_NORM, vector)).transpose()?;
+        let post_norms = config.post_norms.then(|| vectors(POST_NORMS, vector)).transpose()?;
         Ok(Layer {
+            qkv_bias,
+            qk_norm,
+            post_norms,
             attn_norm: file.vector(&name("attn_norm"))?,
             q: matrix(&name("attn_q"))?,
             k: matrix(&name("attn_k"))?,
@@ -308,4 +339,15 @@ fn load(file: &impl Tensors, config: &Config, pool: &Pool) -> Result<Weights> {
             None => None,
         },
     })
+}
+
+fn vectors<const N: usize>(
+    names: [&str; N],
+    vector: impl Fn(&str) -> Result<Vec<f32>>,
+) -> Result<[Vec<f32>; N]> {
+    let mut vectors = [const { Vec::new() }; N];
+    for (slot, name) in vectors.iter_mut().zip(names) {
+        *slot = vector(name)?;
+    }
+    Ok(vectors)
 }

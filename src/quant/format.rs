@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::kernel::Packed;
-use crate::kernel::layout::{Format, PANEL};
+use crate::kernel::layout::{Format, Offset};
 use half::{bf16, f16};
 
 /// Writes row `row` of the matrix as `k` floats.
@@ -16,44 +16,67 @@ use half::{bf16, f16};
 pub fn unpack_row(packed: &Packed<'_>, row: usize, out: &mut [f32]) {
     let layout = packed.layout();
     assert!(row < layout.n() && out.len() == layout.k(), "row {row} of {}", layout.n());
-    let panel = &packed.bytes()[row / PANEL * layout.panel_bytes()..][..layout.panel_bytes()];
-    let row = row % PANEL;
+    let rows = layout.panel_rows();
+    let panel = &packed.bytes()[row / rows * layout.panel_bytes()..][..layout.panel_bytes()];
+    let row = row % rows;
     if !layout.format().is_quantised() {
         for (k, out) in out.iter_mut().enumerate() {
-            *out = float_at(layout.format(), panel, k * PANEL + row);
+            *out = float_at(layout.format(), panel, k * rows + row);
         }
         return;
     }
+    let middle = layout.format().middle();
     let groups = panel.chunks_exact(layout.group_bytes()).zip(out.chunks_mut(layout.group()));
     for (bytes, out) in groups {
         let (codes, tables) = bytes.split_at(layout.code_bytes());
         let scale = f16::from_bits(word_at(tables, row)).to_f32();
         for (k, out) in out.iter_mut().enumerate() {
             let code = code_at(layout.format(), codes, row, k);
-            *out = match layout.format() {
-                Format::Q4 => scale * (code - 8) as f32,
-                Format::Q4Z => {
-                    let zero = i32::from(word_at(tables, PANEL + row).cast_signed());
+            *out = match layout.format().offset() {
+                Offset::None => scale * (code - middle) as f32,
+                Offset::Zero => {
+                    let zero = i32::from(word_at(tables, rows + row).cast_signed());
                     scale * (code - zero) as f32
                 }
-                Format::Q4M => {
-                    let minimum = f16::from_bits(word_at(tables, PANEL + row)).to_f32();
+                Offset::Minimum => {
+                    let minimum = f16::from_bits(word_at(tables, rows + row)).to_f32();
                     scale.mul_add(code as f32, minimum)
                 }
-                _ => scale * code as f32,
             };
         }
     }
 }
 
-/// The code of one weight of a group: 0 to 15 for four bits, -128 to 127 for bytes.
+/// The code of one weight of a group: -128 to 127 for bytes, else from 0 up.
 fn code_at(format: Format, codes: &[u8], row: usize, k: usize) -> i32 {
+    let (step, field) = (k / 4, row / 16);
     let place = row % 16 * 4 + k % 4;
-    if format == Format::Q8 {
-        return i32::from(codes[k / 4 * 128 + row / 16 * 64 + place].cast_signed());
-    }
-    let byte = codes[k / 4 * 64 + place];
-    i32::from(if row < 16 { byte & 15 } else { (byte >> 4) ^ 8 })
+    let code = match format.bits() {
+        8 => return i32::from(codes[step * 128 + field * 64 + place].cast_signed()),
+        4 => {
+            let byte = codes[step * 64 + place];
+            if field == 0 { byte & 15 } else { (byte >> 4) ^ 8 }
+        }
+        3 => {
+            let at = step / 2 * 384 + step % 2 * 64 + place;
+            let [p, q, r] = [codes[at], codes[at + 128], codes[at + 256]];
+            match field {
+                0 => (p >> 2) & 7,
+                1 => (p >> 5) ^ 4,
+                2 => q & 7,
+                3 => (q >> 3) & 7,
+                4 => (r >> 1) & 7,
+                5 => (r >> 4) & 7,
+                6 => (p & 3) | (r & 1) << 2,
+                _ => ((q >> 6) ^ 2) << 1 | r >> 7,
+            }
+        }
+        _ => {
+            let byte = codes[step * 64 + place] ^ 0x80;
+            (byte >> (2 * field)) & 3
+        }
+    };
+    i32::from(code)
 }
 
 fn word_at(table: &[u8], index: usize) -> u16 {

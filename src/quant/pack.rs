@@ -1,14 +1,14 @@
 //! Codes, scales and offsets into panels.
 //!
-//! A panel is packed from up to 32 rows, so a converter holds one panel of a matrix at a time however
+//! A panel is packed from the rows that it holds, so a converter holds one panel of a matrix at a time however
 //! large the matrix is, and panels can be packed on any thread.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result};
-use crate::kernel::layout::{Format, Layout, PANEL};
+use crate::kernel::layout::{Format, Layout, Offset};
 use half::{bf16, f16};
 
-/// Up to 32 rows of a matrix before packing, row after row.
+/// The rows of one panel before packing, row after row.
 #[derive(Clone, Copy)]
 pub enum Rows<'a> {
     /// For [`Format::F32`]: `k` floats a row.
@@ -19,7 +19,7 @@ pub enum Rows<'a> {
     Bf16(&'a [bf16]),
     /// For the quantised formats.
     Codes {
-        /// `k` codes a row: 0 to 15 for four bits, the byte of an i8 for [`Format::Q8`].
+        /// `k` codes a row: from 0 up (0 to 15 for four bits), the byte of an i8 for [`Format::Q8`].
         codes: &'a [u8],
         /// One scale for each group of a row.
         scales: &'a [f16],
@@ -32,37 +32,38 @@ pub enum Rows<'a> {
 /// Packs the first `rows` rows of `data` as one panel.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when the lengths or the kind of `data` do not fit the layout, or a
-/// four-bit code is above 15.
+/// [`Error::InvalidArgument`] when the lengths or the kind of `data` do not fit the layout, or a code
+/// has more bits than the format.
 pub fn pack_panel(layout: &Layout, rows: usize, data: Rows<'_>, panel: &mut [u8]) -> Result<()> {
     let wrong = |what: &str| {
         Err(Error::InvalidArgument(format!("packing {}: {what}", layout.format().name())))
     };
-    if rows == 0 || rows > PANEL || panel.len() != layout.panel_bytes() {
-        return wrong("a panel has 1 to 32 rows and a fixed number of bytes");
+    if rows == 0 || rows > layout.panel_rows() || panel.len() != layout.panel_bytes() {
+        return wrong("a panel has so many rows at most, and a fixed number of bytes");
     }
     let values = rows * layout.k();
     match (layout.format(), data) {
         (Format::F32, Rows::F32(x)) if x.len() == values => {
-            pack_floats(layout.k(), rows, panel, |i| x[i].to_le_bytes());
+            pack_floats(layout, rows, panel, |i| x[i].to_le_bytes());
         }
         (Format::F16, Rows::F16(x)) if x.len() == values => {
-            pack_floats(layout.k(), rows, panel, |i| x[i].to_le_bytes());
+            pack_floats(layout, rows, panel, |i| x[i].to_le_bytes());
         }
         (Format::Bf16, Rows::Bf16(x)) if x.len() == values => {
-            pack_floats(layout.k(), rows, panel, |i| x[i].to_le_bytes());
+            pack_floats(layout, rows, panel, |i| x[i].to_le_bytes());
         }
         (format, Rows::Codes { codes, scales, offsets }) if format.is_quantised() => {
             let tables = rows * layout.groups();
-            let with_offsets = matches!(format, Format::Q4Z | Format::Q4M);
+            let with_offsets = format.offset() != Offset::None;
             if codes.len() != values || scales.len() != tables {
                 return wrong("as many codes and scales as the rows have");
             }
             if offsets.len() != if with_offsets { tables } else { 0 } {
                 return wrong("one offset for each scale, or none for a symmetric format");
             }
-            if format != Format::Q8 && codes.iter().any(|code| *code > 15) {
-                return wrong("codes are 0 to 15");
+            let most = u8::MAX >> (8 - format.bits());
+            if codes.iter().any(|code| *code > most) {
+                return wrong(&format!("codes are 0 to {most}"));
             }
             pack_codes(layout, rows, panel, codes, scales, offsets);
         }
@@ -72,16 +73,16 @@ pub fn pack_panel(layout: &Layout, rows: usize, data: Rows<'_>, panel: &mut [u8]
 }
 
 fn pack_floats<const BYTES: usize>(
-    k: usize,
+    layout: &Layout,
     rows: usize,
     panel: &mut [u8],
     value: impl Fn(usize) -> [u8; BYTES],
 ) {
     panel.fill(0);
     let (elements, _) = panel.as_chunks_mut::<BYTES>();
-    for (k_index, elements) in elements.chunks_exact_mut(PANEL).enumerate() {
+    for (k, elements) in elements.chunks_exact_mut(layout.panel_rows()).enumerate() {
         for (row, element) in elements[..rows].iter_mut().enumerate() {
-            *element = value(row * k + k_index);
+            *element = value(row * layout.k() + k);
         }
     }
 }
@@ -101,46 +102,80 @@ fn pack_codes(
             let codes = &codes[row * k..(row + 1) * k];
             let codes = &codes[g * group..k.min((g + 1) * group)];
             let offset = offsets.get(row * groups + g).copied();
-            out.row(row, codes, scales[row * groups + g], offset.unwrap_or(0));
+            let scale = scales[row * groups + g];
+            out.row(row, codes.iter().copied(), scale, offset.unwrap_or(0));
         }
     }
 }
 
 /// Writes one group of one panel, row by row.
 pub(super) struct GroupPacker<'a> {
-    format: Format,
+    bits: usize,
+    panel_rows: usize,
     lines: &'a mut [u8],
     tables: &'a mut [u8],
 }
 
 impl<'a> GroupPacker<'a> {
-    /// An empty group over its bytes.
+    /// A group of zero codes over its bytes.
     ///
     /// Rows that are not written have the value zero in every format: their scale is zero, and so
     /// are the activations that meet the padding along k.
     pub(super) fn new(layout: &Layout, bytes: &'a mut [u8]) -> Self {
         let (lines, tables) = bytes.split_at_mut(layout.code_bytes());
-        lines.fill(if layout.format() == Format::Q8 { 0 } else { 0x80 });
+        let bits = layout.format().bits();
+        lines.fill(if bits == 8 { 0 } else { 0x80 });
+        if bits == 3 {
+            lines.chunks_exact_mut(384).for_each(|six| six[256..].fill(0));
+        }
         tables.fill(0);
-        Self { format: layout.format(), lines, tables }
+        Self { bits, panel_rows: layout.panel_rows(), lines, tables }
     }
 
     /// The codes of one row, as many as it has in this group, its scale, and its offset for the formats
-    /// that have one.
-    pub(super) fn row(&mut self, row: usize, codes: &[u8], scale: f16, offset: u16) {
-        for (i, &code) in codes.iter().enumerate() {
-            let place = row % 16 * 4 + i % 4;
-            if self.format == Format::Q8 {
-                self.lines[i / 4 * 128 + row / 16 * 64 + place] = code;
-                continue;
+    /// that have one. Each row once: the bits of a code go on top of those of code zero.
+    pub(super) fn row(
+        &mut self,
+        row: usize,
+        codes: impl Iterator<Item = u8>,
+        scale: f16,
+        offset: u16,
+    ) {
+        let field = row / 16;
+        for (i, code) in codes.enumerate() {
+            let (step, place) = (i / 4, row % 16 * 4 + i % 4);
+            match self.bits {
+                8 => self.lines[step * 128 + field * 64 + place] = code,
+                3 => {
+                    let at = step / 2 * 384 + step % 2 * 64 + place;
+                    let [p, q, r] = [at, at + 128, at + 256];
+                    match field {
+                        0 => self.lines[p] ^= code << 2,
+                        1 => self.lines[p] ^= code << 5,
+                        2 => self.lines[q] ^= code,
+                        3 => self.lines[q] ^= code << 3,
+                        4 => self.lines[r] ^= code << 1,
+                        5 => self.lines[r] ^= code << 4,
+                        6 => {
+                            self.lines[p] ^= code & 3;
+                            self.lines[r] ^= code >> 2;
+                        }
+                        _ => {
+                            self.lines[q] ^= code >> 1 << 6;
+                            self.lines[r] ^= code << 7;
+                        }
+                    }
+                }
+                bits => self.lines[step * 64 + place] ^= code << (bits * field),
             }
-            let byte = &mut self.lines[i / 4 * 64 + place];
-            *byte = if row < 16 { *byte & 0xf0 | code } else { *byte & 0x0f | (code ^ 8) << 4 };
         }
-        self.tables[row * 2..row * 2 + 2].copy_from_slice(&scale.to_bits().to_le_bytes());
-        if let Some(slot) = self.tables.get_mut((PANEL + row) * 2..(PANEL + row) * 2 + 2) {
-            slot.copy_from_slice(&offset.to_le_bytes());
-        }
+        let mut put = |row: usize, word: u16| {
+            if let Some(slot) = self.tables.get_mut(row * 2..row * 2 + 2) {
+                slot.copy_from_slice(&word.to_le_bytes());
+            }
+        };
+        put(row, scale.to_bits());
+        put(self.panel_rows + row, offset);
     }
 }
 
@@ -148,6 +183,7 @@ impl<'a> GroupPacker<'a> {
 mod tests {
     use super::*;
     use crate::kernel::Packed;
+    use crate::kernel::layout::WHOLE_ROW;
     use crate::memory::Aligned;
     use crate::quant::format::unpack_row;
 
@@ -156,17 +192,18 @@ mod tests {
         let layout = Layout::new(format, group, n, k).unwrap();
         let groups = layout.groups();
         let code = |row: usize, i: usize| ((row * 31 + i * 7 + i / 16) % 256) as u8;
-        let code = |row, i| if format == Format::Q8 { code(row, i) } else { code(row, i) % 16 };
+        let code = |row, i| code(row, i) & (u8::MAX >> (8 - format.bits()));
         let scale = |row: usize, g: usize| f16::from_f32(0.25 + (row % 5) as f32 + g as f32);
-        let offset = |row: usize, g: usize| match format {
-            Format::Q4Z => ((row + g) as i16 - 3).cast_unsigned(),
+        let offset = |row: usize, g: usize| match format.offset() {
+            Offset::Zero => ((row + g) as i16 - 3).cast_unsigned(),
             _ => f16::from_f32(row as f32 - 2.5 * g as f32).to_bits(),
         };
         let mut bytes = Aligned::<u8>::zeroed("test", layout.bytes()).unwrap();
         for (index, panel) in bytes.chunks_exact_mut(layout.panel_bytes()).enumerate() {
-            let rows = PANEL.min(n - index * PANEL);
+            let first = index * layout.panel_rows();
+            let rows = layout.panel_rows().min(n - first);
             let all = |f: &dyn Fn(usize, usize)| {
-                for row in index * PANEL..index * PANEL + rows {
+                for row in first..first + rows {
                     for g in 0..groups {
                         f(row, g);
                     }
@@ -177,13 +214,12 @@ mod tests {
                 let scales: &std::cell::RefCell<Vec<f16>> = &scales;
                 let offsets: &std::cell::RefCell<Vec<u16>> = &offsets;
                 scales.borrow_mut().push(scale(row, g));
-                if matches!(format, Format::Q4Z | Format::Q4M) {
+                if format.offset() != Offset::None {
                     offsets.borrow_mut().push(offset(row, g));
                 }
             });
-            let codes: Vec<u8> = (index * PANEL..index * PANEL + rows)
-                .flat_map(|row| (0..k).map(move |i| code(row, i)))
-                .collect();
+            let codes: Vec<u8> =
+                (first..first + rows).flat_map(|row| (0..k).map(move |i| code(row, i))).collect();
             let (scales, offsets) = (scales.into_inner(), offsets.into_inner());
             let data = Rows::Codes { codes: &codes, scales: &scales, offsets: &offsets };
             pack_panel(&layout, rows, data, panel).unwrap();
@@ -193,13 +229,15 @@ mod tests {
         for row in 0..n {
             unpack_row(&packed, row, &mut out);
             for (i, got) in out.iter().enumerate() {
-                let g = i / group;
+                let g = i / layout.group();
                 let (q, s) = (f32::from(code(row, i)), scale(row, g).to_f32());
-                let want = match format {
-                    Format::Q8 => s * f32::from(code(row, i).cast_signed()),
-                    Format::Q4 => s * (q - 8.0),
-                    Format::Q4Z => s * (q - f32::from(offset(row, g).cast_signed())),
-                    _ => s * q + f16::from_bits(offset(row, g)).to_f32(),
+                let want = match format.offset() {
+                    Offset::None if format == Format::Q8 => {
+                        s * f32::from(code(row, i).cast_signed())
+                    }
+                    Offset::None => s * (q - format.middle() as f32),
+                    Offset::Zero => s * (q - f32::from(offset(row, g).cast_signed())),
+                    Offset::Minimum => s * q + f16::from_bits(offset(row, g)).to_f32(),
                 };
                 assert_eq!(*got, want, "{} row {row} k {i}", format.name());
             }
@@ -208,11 +246,14 @@ mod tests {
 
     #[test]
     fn every_format_reads_back_what_was_packed() {
-        for format in [Format::Q8, Format::Q4, Format::Q4Z, Format::Q4M] {
-            for (group, n, k) in [(32, 32, 64), (32, 70, 172), (64, 33, 128), (128, 1, 130)] {
+        for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+            for (group, n, k) in
+                [(16, 200, 40), (32, 32, 64), (32, 70, 172), (64, 129, 128), (128, 1, 130)]
+            {
                 round_trip(format, group, n, k);
             }
         }
+        round_trip(Format::Q8, WHOLE_ROW, 40, 300);
     }
 
     #[test]

@@ -6,91 +6,114 @@
 
 use super::pack::GroupPacker;
 use crate::error::{Error, Result};
-use crate::kernel::layout::{Format, Layout, PANEL};
+use crate::kernel::layout::{Layout, Offset};
 use half::f16;
 
 /// Quantises the first `rows` rows of `layout.k()` floats and packs them as one panel; allocates nothing.
 ///
-/// Symmetric four bits use the full range: the value of largest magnitude becomes code 0, which has no
-/// positive partner. Zero points are integers between 0 and 15.
+/// Symmetric codes of few bits use the full range: the value of largest magnitude becomes code 0, which
+/// has no positive partner. Zero points are integers among the codes, so that zero stays zero; a minimum
+/// is the least weight.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a weight that is no finite number or too large for an f16 scale, or when
-/// the lengths do not fit the layout; [`Error::Unsupported`] for a format this method does not write.
+/// the lengths do not fit the layout; [`Error::Unsupported`] for a format of floats.
 pub fn pack_panel(layout: &Layout, rows: usize, x: &[f32], panel: &mut [u8]) -> Result<()> {
-    let (k, group) = (layout.k(), layout.group());
-    if rows > PANEL || x.len() != rows * k || panel.len() != layout.panel_bytes() {
-        let what = "a panel has at most 32 rows, each as long as the layout says";
+    let (format, k, group) = (layout.format(), layout.k(), layout.group());
+    if rows > layout.panel_rows() || x.len() != rows * k || panel.len() != layout.panel_bytes() {
+        let what = "a panel has a fixed number of rows at most, each as long as the layout says";
         return Err(Error::InvalidArgument(what.into()));
     }
-    let round = match layout.format() {
-        Format::Q8 => bytes,
-        Format::Q4 => symmetric,
-        Format::Q4Z => with_zero,
-        other => {
-            return Err(Error::Unsupported(format!("rounding to the format {}", other.name())));
-        }
-    };
-    let mut codes = [0_u8; 128];
+    if !format.is_quantised() {
+        return Err(Error::Unsupported(format!("rounding to the format {}", format.name())));
+    }
     for (g, bytes) in panel.chunks_exact_mut(layout.group_bytes()).enumerate() {
         let mut out = GroupPacker::new(layout, bytes);
         for (row, x) in x.chunks_exact(k).enumerate() {
             let weights = &x[g * group..k.min((g + 1) * group)];
-            let codes = &mut codes[..weights.len()];
-            let (scale, offset) = round(weights, codes);
-            if !scale.is_finite() || weights.iter().any(|w| !w.is_finite()) {
+            let grid = Grid::fit(format.bits(), format.offset(), weights);
+            if !grid.scale.is_finite()
+                || !f16::from_f32(grid.least).is_finite()
+                || weights.iter().any(|w| !w.is_finite())
+            {
                 let what = "a weight that is infinite, no number, or too large for an f16 scale";
                 return Err(Error::InvalidArgument(what.into()));
             }
-            out.row(row, codes, scale, offset);
+            out.row(row, weights.iter().map(|w| grid.code(*w)), grid.scale, grid.offset);
         }
     }
     Ok(())
 }
 
-/// The reciprocal, or zero for a scale that is zero.
-fn inverse(scale: f16) -> f32 {
-    if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() }
+/// The values that the codes of a group stand for.
+struct Grid {
+    scale: f16,
+    /// The bits that are stored as the offset.
+    offset: u16,
+    inverse: f32,
+    /// What is taken off a weight before it is divided by the scale.
+    least: f32,
+    /// Added to the rounded quotient.
+    middle: f32,
+    /// The codes there are; those of bytes are signed.
+    codes: [f32; 2],
 }
 
-/// Each rounds one group: codes out, scale and zero point back.
-fn bytes(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
-    let top = weights.iter().fold(0.0_f32, |top, w| top.max(w.abs()));
-    let scale = f16::from_f32(top / 127.0);
-    let inverse = inverse(scale);
-    for (code, w) in codes.iter_mut().zip(weights) {
-        let value = (w * inverse).round_ties_even().clamp(-127.0, 127.0);
-        *code = (value as i8).cast_unsigned();
+impl Grid {
+    fn fit(bits: usize, offset: Offset, weights: &[f32]) -> Self {
+        let top = ((1_u32 << bits) - 1) as f32;
+        let half = (1_u32 << (bits - 1)) as f32;
+        let low = weights.iter().fold(0.0_f32, |low, w| low.min(*w));
+        let high = weights.iter().fold(0.0_f32, |high, w| high.max(*w));
+        let mut grid = Self {
+            scale: f16::ZERO,
+            offset: 0,
+            inverse: 0.0,
+            least: 0.0,
+            middle: half,
+            codes: [0.0, top],
+        };
+        grid.scale = f16::from_f32(match offset {
+            Offset::None if bits == 8 => {
+                (grid.middle, grid.codes) = (0.0, [-127.0, 127.0]);
+                high.max(-low) / 127.0
+            }
+            Offset::None => {
+                let largest = |top: f32, w: &f32| if w.abs() > top.abs() { *w } else { top };
+                weights.iter().fold(0.0, largest) / -half
+            }
+            Offset::Zero => (high - low) / top,
+            Offset::Minimum => {
+                let low = weights.iter().fold(f32::INFINITY, |low, w| low.min(*w));
+                let high = weights.iter().fold(f32::NEG_INFINITY, |high, w| high.max(*w));
+                let least = f16::from_f32(low);
+                (grid.least, grid.middle, grid.offset) = (least.to_f32(), 0.0, least.to_bits());
+                (high - grid.least) / top
+            }
+        });
+        if grid.scale != f16::ZERO {
+            grid.inverse = 1.0 / grid.scale.to_f32();
+        }
+        if offset == Offset::Zero {
+            grid.middle = (-low * grid.inverse).round_ties_even().clamp(0.0, top);
+            grid.offset = grid.middle as u16;
+        }
+        grid
     }
-    (scale, 0)
-}
 
-fn symmetric(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
-    let largest = |top: f32, w: &f32| if w.abs() > top.abs() { *w } else { top };
-    let scale = f16::from_f32(weights.iter().fold(0.0, largest) / -8.0);
-    let inverse = inverse(scale);
-    for (code, w) in codes.iter_mut().zip(weights) {
-        *code = ((w * inverse).round_ties_even() + 8.0).clamp(0.0, 15.0) as u8;
+    /// The nearest code of a weight: a byte whatever its sign.
+    fn code(&self, w: f32) -> u8 {
+        let quotient = ((w - self.least) * self.inverse).round_ties_even();
+        let code = (quotient + self.middle).clamp(self.codes[0], self.codes[1]);
+        (code as i32) as u8
     }
-    (scale, 0)
-}
-
-fn with_zero(weights: &[f32], codes: &mut [u8]) -> (f16, u16) {
-    let low = weights.iter().fold(0.0_f32, |low, w| low.min(*w));
-    let high = weights.iter().fold(0.0_f32, |high, w| high.max(*w));
-    let scale = f16::from_f32((high - low) / 15.0);
-    let inverse = inverse(scale);
-    let zero = (-low * inverse).round_ties_even().clamp(0.0, 15.0);
-    for (code, w) in codes.iter_mut().zip(weights) {
-        *code = ((w * inverse).round_ties_even() + zero).clamp(0.0, 15.0) as u8;
-    }
-    (scale, zero as u16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::Packed;
+    use crate::kernel::layout::Format;
     use crate::memory::Aligned;
     use crate::quant::format::unpack_row;
 
@@ -112,6 +135,13 @@ mod tests {
         assert!(worst(Format::Q4Z, 15.0) <= 1.01);
         // The side opposite to the extreme value has one code less.
         assert!(worst(Format::Q4, 8.0 / 0.6) <= 1.01);
+        assert!(worst(Format::Q3, 4.0 / 0.6) <= 1.01);
+        assert!(worst(Format::Q2, 2.0 / 0.6) <= 1.01);
+        assert!(worst(Format::Q3Z, 7.0) <= 1.01);
+        assert!(worst(Format::Q2Z, 3.0) <= 1.01);
+        for (format, steps) in [(Format::Q4M, 15.0), (Format::Q3M, 7.0), (Format::Q2M, 3.0)] {
+            assert!(worst(format, steps) <= 0.51, "{}", format.name());
+        }
     }
 
     #[test]

@@ -254,6 +254,19 @@ impl Tokenizer {
         &self.eos
     }
 
+    /// The spelling of a token, as the vocabulary has it.
+    #[must_use]
+    pub fn name(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The spellings of all control tokens.
+    #[must_use]
+    pub fn control_names(&self) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        added.into_values().filter(|token| token.special).map(|token| token.content).collect()
+    }
+
     /// Whether the model wants its texts to begin with [`Tokenizer::bos`].
     #[must_use]
     pub fn add_bos(&self) -> bool {
