@@ -4,7 +4,7 @@
 mod support;
 
 use nybl::Error;
-use nybl::engine::convert::{Recipe, gguf_to_nybl};
+use nybl::engine::convert::{Options, Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::session::{Session, SessionConfig};
 use nybl::kernel::KvFormat;
@@ -142,7 +142,8 @@ fn a_snapshot_that_cannot_be_used_changes_nothing() {
 
     let packed = temporary("cache-q8.nybl");
     let recipe = Recipe::Bytes { group: 64 };
-    gguf_to_nybl(&runtime(1, None), &data("nursery.F16.gguf"), &packed, recipe, |_, _| {}).unwrap();
+    convert(&runtime(1, None), &data("nursery.F16.gguf"), &packed, &Options { recipe }, |_, _| {})
+        .unwrap();
     let other = open(&packed);
     let mut second = session(&other);
     second.append(&text[..5]).unwrap();

@@ -3,7 +3,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use nybl::engine::convert::{Recipe, gguf_to_nybl};
+use nybl::engine::convert::{Options, Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::score::score;
 use nybl::isa::Isa;
@@ -36,7 +36,8 @@ fn row_sets() -> Vec<&'static str> {
 /// The nursery model in another format.
 fn converted(name: &str, recipe: Recipe) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("exact-{name}.nybl"));
-    gguf_to_nybl(&runtime(1, None), &data("nursery.F16.gguf"), &path, recipe, |_, _| {}).unwrap();
+    convert(&runtime(1, None), &data("nursery.F16.gguf"), &path, &Options { recipe }, |_, _| {})
+        .unwrap();
     path
 }
 

@@ -153,11 +153,11 @@ fn embedded_model_is_fresh() -> Result<(), Failed> {
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nursery.nybl");
     let recipe = nybl::engine::convert::Recipe::FourBits { group: 32, zero_points: false };
     let from = data("nursery.F16.gguf");
-    nybl::engine::convert::gguf_to_nybl(
+    nybl::engine::convert::convert(
         &support::runtime(2, None),
         &from,
         &made,
-        recipe,
+        &nybl::engine::convert::Options { recipe },
         |_, _| {},
     )
     .unwrap();
@@ -205,8 +205,14 @@ fn padded_rows(name: &str) -> Result<(), Failed> {
     let from = shared(&format!("models/{name}/{name}.F32.gguf"));
     let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-q8-g128.nybl"));
     let recipe = nybl::engine::convert::Recipe::Bytes { group: 128 };
-    nybl::engine::convert::gguf_to_nybl(&support::runtime(2, None), &from, &to, recipe, |_, _| {})
-        .unwrap();
+    nybl::engine::convert::convert(
+        &support::runtime(2, None),
+        &from,
+        &to,
+        &nybl::engine::convert::Options { recipe },
+        |_, _| {},
+    )
+    .unwrap();
     let (float, packed) =
         (text_perplexity(&open(&from), 2_000), text_perplexity(&open(&to), 2_000));
     if (packed / float - 1.0).abs() > 0.01 {

@@ -78,6 +78,18 @@ impl Error {
         Self::Corrupt { path: path.into(), field: field.into(), reason: reason.into() }
     }
 
+    /// The same error about a tensor of a file, where it did not know what it was about.
+    #[must_use]
+    pub fn in_tensor(self, path: &str, tensor: &str) -> Self {
+        match self {
+            Self::InvalidArgument(reason) => Self::corrupt(path, tensor, reason),
+            Self::Unsupported(what) => {
+                Self::Unsupported(format!("{path}: tensor {tensor}: {what}"))
+            }
+            other => other,
+        }
+    }
+
     /// An operating-system error on `path`.
     pub fn io(path: impl Into<String>, reason: &std::io::Error) -> Self {
         Self::Io { path: path.into(), reason: reason.to_string() }

@@ -106,6 +106,7 @@ impl Isa {
     }
 
     /// The mask that a name stands for: the named feature and all weaker ones, or none for `scalar`.
+    /// Several names with `+` between them, as a set is displayed, are those features and no others.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] with the known names.
@@ -113,8 +114,17 @@ impl Isa {
         if name == "scalar" {
             return Ok(Isa::NONE);
         }
+        if name.contains('+') {
+            let sets = name.split('+').map(Self::named).collect::<Result<Vec<_>>>()?;
+            return Ok(sets.into_iter().fold(Isa::NONE, Isa::and));
+        }
+        Ok(Isa((Self::named(name)?.0 << 1) - 1))
+    }
+
+    /// The one feature of this name.
+    fn named(name: &str) -> Result<Isa> {
         match Self::FEATURES.iter().find(|(text, _)| *text == name) {
-            Some((_, feature)) => Ok(Isa((feature.0 << 1) - 1)),
+            Some((_, feature)) => Ok(*feature),
             None => {
                 let known: Vec<_> = Self::FEATURES.iter().map(|(text, _)| *text).collect();
                 Err(Error::InvalidArgument(format!(
@@ -162,6 +172,13 @@ mod tests {
         let avx2 = Isa::up_to("avx2").unwrap();
         assert!(avx2.has(Isa::AVX2) && avx2.has(Isa::PORTABLE) && !avx2.has(Isa::AVX512));
         assert_eq!(Isa::up_to("scalar").unwrap(), Isa::NONE);
+    }
+
+    #[test]
+    fn names_with_plus_mean_themselves() {
+        let set = Isa::NEON.and(Isa::SVE);
+        assert_eq!(Isa::up_to(&set.to_string()).unwrap(), set);
+        assert!(Isa::up_to("neon+mmx").is_err());
     }
 
     #[test]

@@ -6,14 +6,16 @@
 
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
-use crate::file::gguf::{Gguf, Tensor};
-use crate::file::nybl::{Kind, Writer};
-use crate::file::source::Source;
+use crate::file::checkpoint::Checkpoint;
+use crate::file::metadata::Metadata;
+use crate::file::nybl::{Kind, Writer, order_name};
+use crate::file::tensor::{Deviation, Tensor};
 use crate::kernel::{Format, Layout};
 use crate::memory::Aligned;
 use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::text::vocabulary;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -40,12 +42,12 @@ pub enum Recipe {
 
 impl Recipe {
     fn layout(self, name: &str, tensor: &Tensor) -> Result<Layout> {
-        if tensor.kind().packed().is_quantised() {
-            return tensor.exact_layout();
+        if !tensor.is_float() {
+            return tensor.layout();
         }
         let is_table = matches!(name, "token_embd.weight" | "output.weight");
         let (format, group) = match self {
-            Self::Keep => return tensor.exact_layout(),
+            Self::Keep => return tensor.layout(),
             Self::Bytes { group } => (Format::Q8, group),
             Self::FourBits { .. } if is_table => (Format::Q8, 32),
             Self::FourBits { group, zero_points: false } => (Format::Q4, group),
@@ -55,23 +57,130 @@ impl Recipe {
     }
 }
 
-/// Packs the GGUF file `from` into `to`, calling `progress(done, total)` with bytes of packed weights.
+/// How to convert.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// What float matrices become.
+    pub recipe: Recipe,
+}
+
+/// What became of the weights: by their encoding in the source and the packed format.
+pub type Report = BTreeMap<(String, String), Line>;
+
+/// The matrices that went the same way.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Line {
+    /// How many.
+    pub matrices: usize,
+    /// Their weights.
+    pub weights: usize,
+    /// How far they are from the source.
+    pub deviation: Deviation,
+}
+
+/// Packs the checkpoint `from` into `to`, calling `progress(done, total)` with bytes of packed weights.
 ///
 /// # Errors
 /// [`Error::Corrupt`] or [`Error::Unsupported`] for a source that could not be run; [`Error::Io`] when
 /// writing fails. `to` is whole or untouched.
-pub fn gguf_to_nybl(
+pub fn convert(
     runtime: &Runtime,
     from: &Path,
     to: &Path,
-    recipe: Recipe,
+    options: &Options,
     mut progress: impl FnMut(usize, usize),
-) -> Result<()> {
-    let gguf = Gguf::open(Source::open(from)?)?;
-    let config = Config::read(gguf.metadata())?;
-    Weights::check_gguf(&gguf, &config)?;
-    let vocab = gguf.tensors().get("token_embd.weight").map_or(0, Tensor::n);
-    let mut metadata = gguf.metadata().clone();
+) -> Result<Report> {
+    let checkpoint = Checkpoint::open(from)?;
+    let config = Config::read(&checkpoint.metadata)?;
+    Weights::check(&checkpoint, &config)?;
+    let metadata = metadata(&checkpoint)?;
+    let mut plan = Vec::new();
+    let mut tensors = Vec::new();
+    for (name, tensor) in in_order(&checkpoint) {
+        if let Some(order) = tensor.order() {
+            plan.push((order_name(name), Kind::Order(order.len())));
+            tensors.push(tensor);
+        }
+        let kind = if tensor.is_vector() {
+            Kind::Vector(tensor.k())
+        } else {
+            let layout = options.recipe.layout(name, tensor);
+            Kind::Matrix(layout.map_err(|error| error.in_tensor(&checkpoint.name, name))?)
+        };
+        plan.push((name.to_owned(), kind));
+        tensors.push(tensor);
+    }
+    let total = plan.iter().map(|(_, kind)| kind.bytes()).sum();
+    let mut done = 0;
+    let mut report = Report::new();
+    let mut writer = Writer::create(to, &metadata, &plan)?;
+    for ((name, kind), tensor) in plan.iter().zip(tensors) {
+        let wrong = |error: Error| error.in_tensor(&checkpoint.name, name);
+        match kind {
+            Kind::Order(_) => {
+                let order = tensor.order().into_iter().flat_map(|order| order.iter());
+                let bytes: Vec<u8> = order.flat_map(|column| column.to_le_bytes()).collect();
+                writer.append(&bytes)?;
+            }
+            Kind::Vector(_) => {
+                let vector = tensor.vector().map_err(wrong)?;
+                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
+                writer.append(&bytes)?;
+            }
+            Kind::Matrix(layout) => {
+                let mut written = done;
+                let append = |bytes: &[u8]| {
+                    written += bytes.len();
+                    progress(written, total);
+                    writer.append(bytes)
+                };
+                let deviation = pack(runtime, tensor, layout, append).map_err(wrong)?;
+                let line = report.entry((tensor.encoding(), kind.name())).or_default();
+                line.matrices += 1;
+                line.weights += layout.n() * layout.k();
+                line.deviation.add(&deviation);
+            }
+        }
+        done += kind.bytes();
+    }
+    writer.finish()?;
+    Ok(report)
+}
+
+/// Packs a matrix, some panels at a time: enough for every thread.
+fn pack(
+    runtime: &Runtime,
+    tensor: &Tensor,
+    layout: &Layout,
+    mut append: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<Deviation> {
+    let panels = runtime.pool().threads() * 4;
+    let mut buffer = Aligned::<u8>::zeroed("panels", panels * layout.panel_bytes())?;
+    let outcome = Mutex::new(Ok(Deviation::default()));
+    for first in (0..layout.panels()).step_by(panels) {
+        let count = panels.min(layout.panels() - first);
+        let bytes = &mut buffer[..count * layout.panel_bytes()];
+        runtime.pool().chunks_mut(bytes, layout.panel_bytes(), &|index, panel| {
+            let packed = tensor.pack(layout, first + index, panel);
+            let Ok(mut outcome) = outcome.lock() else { return };
+            match (&mut *outcome, packed) {
+                (Ok(all), Ok(part)) => all.add(&part),
+                (Ok(_), Err(error)) => *outcome = Err(error),
+                (Err(_), _) => {}
+            }
+        });
+        if outcome.lock().is_ok_and(|outcome| outcome.is_err()) {
+            break;
+        }
+        append(bytes)?;
+    }
+    outcome.into_inner().map_err(|_| Error::Internal("packing panicked".into()))?
+}
+
+/// The metadata of the packed file.
+fn metadata(checkpoint: &Checkpoint) -> Result<Metadata> {
+    let vocab = checkpoint.tensors.get("token_embd.weight").map_or(0, Tensor::n);
+    let mut metadata = checkpoint.metadata.clone();
     if let Some(tokenizer) = vocabulary::tokenizer(&metadata, vocab)? {
         vocabulary::store(&tokenizer, &mut metadata)?;
     }
@@ -80,60 +189,12 @@ pub fn gguf_to_nybl(
         metadata.remove_prefix(prefix);
     }
     metadata.remove_prefix("tokenizer.ggml.");
-
-    let mut plan = Vec::new();
-    for name in in_order(&gguf, config.n_layers) {
-        let tensor = &gguf.tensors()[&name];
-        let kind = if tensor.is_vector() {
-            Kind::Vector(tensor.k())
-        } else {
-            Kind::Matrix(recipe.layout(&name, tensor)?)
-        };
-        plan.push((name, kind));
-    }
-    let total = plan.iter().map(|(_, kind)| kind.bytes()).sum();
-    let mut done = 0;
-    let mut writer = Writer::create(to, &metadata, &plan)?;
-    for (name, kind) in &plan {
-        let tensor = &gguf.tensors()[name];
-        let layout = match kind {
-            Kind::Vector(_) => {
-                let vector = gguf.vector(name, tensor)?;
-                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                writer.append(&bytes)?;
-                done += bytes.len();
-                continue;
-            }
-            Kind::Matrix(layout) => layout,
-        };
-        // Some panels at a time: enough for every thread.
-        let panels = runtime.pool().threads() * 4;
-        let mut buffer = Aligned::<u8>::zeroed("panels", panels * layout.panel_bytes())?;
-        for first in (0..layout.panels()).step_by(panels) {
-            let count = panels.min(layout.panels() - first);
-            let bytes = &mut buffer[..count * layout.panel_bytes()];
-            let failed = Mutex::new(None);
-            runtime.pool().chunks_mut(bytes, layout.panel_bytes(), &|index, panel| {
-                if let Err(error) = gguf.pack(tensor, layout, first + index, panel)
-                    && let Ok(mut slot) = failed.lock()
-                {
-                    slot.get_or_insert(error);
-                }
-            });
-            if let Ok(Some(error)) = failed.into_inner() {
-                return Err(Error::corrupt(gguf.name(), name, error.to_string()));
-            }
-            writer.append(bytes)?;
-            done += bytes.len();
-            progress(done, total);
-        }
-    }
-    writer.finish()
+    Ok(metadata)
 }
 
-/// The names in the order in which a forward pass reads the tensors.
-fn in_order(gguf: &Gguf, layers: usize) -> Vec<String> {
-    let layer_parts = [
+/// The tensors in the order in which a forward pass reads them: embedding, layers, head.
+fn in_order(checkpoint: &Checkpoint) -> Vec<(&str, &Tensor)> {
+    const PARTS: [&str; 9] = [
         "attn_norm",
         "attn_q",
         "attn_k",
@@ -144,12 +205,22 @@ fn in_order(gguf: &Gguf, layers: usize) -> Vec<String> {
         "ffn_up",
         "ffn_down",
     ];
-    let layers =
-        (0..layers).flat_map(|layer| layer_parts.map(|part| format!("blk.{layer}.{part}.weight")));
-    let ends = ["output_norm.weight", "output.weight"].map(String::from);
-    std::iter::once("token_embd.weight".to_owned())
-        .chain(layers)
-        .chain(ends)
-        .filter(|name| gguf.tensors().contains_key(name))
-        .collect()
+    let place = |name: &str| {
+        let in_layer = name.strip_prefix("blk.").and_then(|rest| {
+            let (layer, part) = rest.split_once('.')?;
+            Some((layer.parse::<usize>().ok()?, part.split('.').next()?))
+        });
+        match in_layer {
+            Some((layer, part)) => {
+                let part = PARTS.iter().position(|known| *known == part);
+                (1, layer, part.unwrap_or(PARTS.len()))
+            }
+            None if name.starts_with("token_embd") => (0, 0, 0),
+            None => (2, 0, usize::from(name.starts_with("output."))),
+        }
+    };
+    let mut names: Vec<_> =
+        checkpoint.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    names.sort_by_key(|(name, _)| place(name));
+    names
 }

@@ -3,6 +3,7 @@
 
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
+use crate::file::checkpoint::Checkpoint;
 use crate::file::gguf::Gguf;
 use crate::file::metadata::Metadata;
 use crate::file::nybl::Nybl;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 pub struct Model {
     runtime: Arc<Runtime>,
     file: String,
-    format: &'static str,
+    format: String,
     metadata: Metadata,
     config: Config,
     weights: Weights,
@@ -30,12 +31,19 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the file at `path`.
+    /// Opens the file at `path`: a packed file, or any checkpoint that [`Checkpoint::open`] reads.
     ///
     /// # Errors
     /// As [`Model::open`], and [`Error::Io`].
     pub fn open_path(runtime: Arc<Runtime>, path: &Path) -> Result<Arc<Self>> {
-        Self::open(runtime, Source::open(path)?)
+        if path.is_dir() {
+            return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
+        }
+        let source = Source::open(path)?;
+        if Gguf::recognises(source.bytes()) {
+            return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
+        }
+        Self::open(runtime, source)
     }
 
     /// Opens a `.nybl` or GGUF file. The weights of the former stay in the mapping; those of the latter
@@ -44,27 +52,39 @@ impl Model {
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Unsupported`] naming the field; [`Error::OutOfMemory`].
     pub fn open(runtime: Arc<Runtime>, source: Source) -> Result<Arc<Self>> {
-        let file = source.name().to_owned();
-        let (format, metadata, config, weights);
-        if Nybl::recognises(source.bytes()) {
-            let packed = Nybl::open(source)?;
-            format = "nybl";
-            config = Config::read(packed.metadata())?;
-            weights = Weights::from_nybl(&packed, &config, runtime.pool())?;
-            metadata = packed.metadata().clone();
-        } else if Gguf::recognises(source.bytes()) {
-            let gguf = Gguf::open(source)?;
-            format = "GGUF";
-            config = Config::read(gguf.metadata())?;
-            weights = Weights::from_gguf(&gguf, &config, runtime.pool())?;
-            metadata = gguf.metadata().clone();
-        } else {
-            return Err(Error::corrupt(
-                file,
-                "magic",
-                "is neither that of a packed .nybl file nor that of GGUF",
-            ));
+        if Gguf::recognises(source.bytes()) {
+            return Self::from_checkpoint(runtime, Checkpoint::from_sources(vec![source])?);
         }
+        let file = source.name().to_owned();
+        if !Nybl::recognises(source.bytes()) {
+            let reason = "is neither that of a packed .nybl file nor that of GGUF";
+            return Err(Error::corrupt(file, "magic", reason));
+        }
+        let packed = Nybl::open(source)?;
+        let config = Config::read(packed.metadata())?;
+        let weights = Weights::from_nybl(&packed, &config, runtime.pool())?;
+        Self::of(runtime, file, "nybl".into(), packed.metadata().clone(), config, weights)
+    }
+
+    /// Packs the weights of a checkpoint into memory.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_checkpoint(runtime: Arc<Runtime>, checkpoint: Checkpoint) -> Result<Arc<Self>> {
+        let config = Config::read(&checkpoint.metadata)?;
+        let weights = Weights::from_checkpoint(&checkpoint, &config, runtime.pool())?;
+        let Checkpoint { name, format, metadata, .. } = checkpoint;
+        Self::of(runtime, name, format, metadata, config, weights)
+    }
+
+    fn of(
+        runtime: Arc<Runtime>,
+        file: String,
+        format: String,
+        metadata: Metadata,
+        config: Config,
+        weights: Weights,
+    ) -> Result<Arc<Self>> {
         Ok(Arc::new(Self {
             #[cfg(feature = "text")]
             tokenizer: vocabulary::tokenizer(&metadata, weights.vocab())?,
@@ -87,10 +107,10 @@ impl Model {
     pub fn file(&self) -> &str {
         &self.file
     }
-    /// `nybl` or `GGUF`.
+    /// The kind of file it came from.
     #[must_use]
-    pub fn format(&self) -> &'static str {
-        self.format
+    pub fn format(&self) -> &str {
+        &self.format
     }
     /// The metadata, without the vocabulary, which lives in the tokenizer.
     #[must_use]
@@ -156,6 +176,9 @@ impl Model {
             model = mix_bytes(model, format!("{:?}", packed.layout()).as_bytes());
             model = mix_bytes(model, &bytes[..bytes.len().min(end)]);
             model = mix_bytes(model, &bytes[bytes.len().saturating_sub(end)..]);
+            if let Some(order) = matrix.order() {
+                model = mix_bytes(model, bytemuck::cast_slice(order));
+            }
         }
         let rope = &self.config.rope;
         if rope.is_long(context) {

@@ -87,6 +87,20 @@ impl Type {
         })
     }
 
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q8_0 => "Q8_0",
+        }
+    }
+
     /// Weights in a block and bytes of a block.
     #[must_use]
     pub fn block(self) -> (usize, usize) {

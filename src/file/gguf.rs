@@ -3,15 +3,13 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 #![forbid(unsafe_code)]
 
-use super::blocks::{Blocks, Type, type_name};
+use super::blocks::{Type, type_name};
 use super::metadata::Metadata;
 use super::reader::{Reader, size};
 use super::source::Source;
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
-use crate::kernel::layout::{Layout, MAX_DIMENSION};
-use crate::quant::pack::{Rows, pack_panel};
-use crate::quant::rtn;
-use half::{bf16, f16};
+use crate::kernel::layout::MAX_DIMENSION;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -21,52 +19,6 @@ pub struct Gguf {
     metadata: Metadata,
     version: u32,
     tensors: BTreeMap<String, Tensor>,
-}
-
-/// One tensor: its type, shape and place in the file, all checked.
-#[derive(Clone, Debug)]
-pub struct Tensor {
-    kind: Type,
-    n: usize,
-    k: usize,
-    dimensions: usize,
-    range: Range<usize>,
-}
-
-impl Tensor {
-    /// The type.
-    #[must_use]
-    pub fn kind(&self) -> Type {
-        self.kind
-    }
-    /// Rows; 1 for a vector.
-    #[must_use]
-    pub fn n(&self) -> usize {
-        self.n
-    }
-    /// Length of a row.
-    #[must_use]
-    pub fn k(&self) -> usize {
-        self.k
-    }
-    /// Whether it is a vector of floats rather than a matrix.
-    #[must_use]
-    pub fn is_vector(&self) -> bool {
-        self.dimensions == 1
-    }
-    /// Bytes on file.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.range.len()
-    }
-
-    /// The layout that holds these weights as they are.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] for a dimension that no layout has.
-    pub fn exact_layout(&self) -> Result<Layout> {
-        Layout::new(self.kind.packed(), 32, self.n, self.k)
-    }
 }
 
 impl Gguf {
@@ -110,28 +62,30 @@ impl Gguf {
         if !alignment.is_power_of_two() {
             return Err(metadata.error("general.alignment", "is not a power of two"));
         }
-        let mut tensors = BTreeMap::new();
+        let mut entries = BTreeMap::new();
         for index in 0..tensor_count {
             let name = reader.string(&format!("name of tensor {index}"))?;
-            let tensor = read_tensor(&mut reader, name, alignment)?;
-            if tensors.insert(name.to_owned(), tensor).is_some() {
+            let entry = read_entry(&mut reader, name, alignment)?;
+            if entries.insert(name.to_owned(), entry).is_some() {
                 return Err(reader.error(name, "is the name of two tensors"));
             }
         }
         let start = reader.position().next_multiple_of(alignment);
         let length = source.bytes().len();
-        for (name, tensor) in &mut tensors {
-            let begin = tensor.range.start.checked_add(start);
-            let end = tensor.range.end.checked_add(start).filter(|end| *end <= length);
+        let mut tensors = BTreeMap::new();
+        for (name, Entry { kind, shape, is_vector, range }) in entries {
+            let begin = range.start.checked_add(start);
+            let end = range.end.checked_add(start).filter(|end| *end <= length);
             let (Some(begin), Some(end)) = (begin, end) else {
                 let reason = format!(
                     "ends at byte {} of the tensor data, the file after {} of it",
-                    tensor.range.end,
+                    range.end,
                     length.saturating_sub(start)
                 );
                 return Err(Error::corrupt(source.name(), name, reason));
             };
-            tensor.range = begin..end;
+            let tensor = Tensor::blocks(kind, source.clone(), begin..end, shape, is_vector);
+            tensors.insert(name, tensor);
         }
         Ok(Self { source, metadata, version, tensors })
     }
@@ -151,98 +105,27 @@ impl Gguf {
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
+    /// Metadata, version and tensors.
+    #[must_use]
+    pub fn into_parts(self) -> (Metadata, u32, BTreeMap<String, Tensor>) {
+        (self.metadata, self.version, self.tensors)
+    }
     /// All tensors by name.
     #[must_use]
     pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
         &self.tensors
     }
-
-    /// A vector of floats.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`] when the tensor is no vector, [`Error::OutOfMemory`].
-    pub fn vector(&self, name: &str, tensor: &Tensor) -> Result<Vec<f32>> {
-        if !tensor.is_vector() || tensor.kind.packed().is_quantised() {
-            return Err(Error::corrupt(self.name(), name, "is not a vector of floats"));
-        }
-        let mut out = Vec::new();
-        reserve(&mut out, tensor.k)?;
-        tensor.kind.dequantise(&self.source.bytes()[tensor.range.clone()], &mut out);
-        Ok(out)
-    }
-
-    /// Packs panel `index` of a matrix into `layout`: as it is where the layout is that of
-    /// [`Tensor::exact_layout`], else rounded to nearest from its floats.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] when the layout has another shape or the weights do not fit it,
-    /// [`Error::OutOfMemory`].
-    pub fn pack(
-        &self,
-        tensor: &Tensor,
-        layout: &Layout,
-        index: usize,
-        panel: &mut [u8],
-    ) -> Result<()> {
-        if (layout.n(), layout.k()) != (tensor.n, tensor.k) {
-            return Err(Error::InvalidArgument("a layout of another shape".into()));
-        }
-        let first = index * layout.panel_rows();
-        let rows = layout.panel_rows().min(tensor.n - first);
-        let (block, bytes) = tensor.kind.block();
-        let row_bytes = tensor.k / block * bytes;
-        let start = tensor.range.start + first * row_bytes;
-        let bytes = &self.source.bytes()[start..start + rows * row_bytes];
-        if tensor.exact_layout()? == *layout {
-            return pack_exact(tensor.kind, layout, rows, bytes, panel);
-        }
-        let mut floats = Vec::new();
-        reserve(&mut floats, rows * tensor.k)?;
-        tensor.kind.dequantise(bytes, &mut floats);
-        rtn::pack_panel(layout, rows, &floats, panel)
-    }
 }
 
-fn reserve<T>(out: &mut Vec<T>, count: usize) -> Result<()> {
-    let bytes = count.saturating_mul(size_of::<T>());
-    out.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { what: "tensor rows", bytes })
-}
-
-fn pack_exact(
+/// One entry of the directory; the range is relative to the tensor data.
+struct Entry {
     kind: Type,
-    layout: &Layout,
-    rows: usize,
-    bytes: &[u8],
-    panel: &mut [u8],
-) -> Result<()> {
-    // Tensors lie at multiples of the file's alignment, not of ours: copied, not cast.
-    match kind {
-        Type::F32 => {
-            let mut x = Vec::new();
-            reserve(&mut x, bytes.len() / 4)?;
-            kind.dequantise(bytes, &mut x);
-            pack_panel(layout, rows, Rows::F32(&x), panel)
-        }
-        Type::F16 => {
-            let x: Vec<_> = bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)).collect();
-            pack_panel(layout, rows, Rows::F16(&x), panel)
-        }
-        Type::Bf16 => {
-            let x: Vec<_> = bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
-            pack_panel(layout, rows, Rows::Bf16(&x), panel)
-        }
-        _ => {
-            let mut blocks = Blocks::default();
-            reserve(&mut blocks.codes, rows * layout.k())?;
-            kind.read(bytes, &mut blocks);
-            let Blocks { codes, scales, offsets } = &blocks;
-            pack_panel(layout, rows, Rows::Codes { codes, scales, offsets }, panel)
-        }
-    }
+    shape: (usize, usize),
+    is_vector: bool,
+    range: Range<usize>,
 }
 
-/// One entry of the directory; the range is still relative to the tensor data.
-fn read_tensor(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<Tensor> {
+fn read_entry(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<Entry> {
     let dimensions = reader.u32(name)? as usize;
     if !(1..=4).contains(&dimensions) {
         return Err(reader.error(name, format!("has {dimensions} dimensions; 1 to 4 are possible")));
@@ -281,5 +164,5 @@ fn read_tensor(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<
     else {
         return Err(reader.error(name, format!("has the impossible offset {offset}")));
     };
-    Ok(Tensor { kind, n, k, dimensions, range: start..end })
+    Ok(Entry { kind, shape: (n, k), is_vector: dimensions == 1, range: start..end })
 }

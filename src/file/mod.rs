@@ -2,8 +2,14 @@
 #![warn(clippy::cast_possible_truncation)]
 
 pub mod blocks;
+pub mod checkpoint;
 pub mod gguf;
+#[cfg(feature = "huggingface")]
+pub mod huggingface;
 pub mod metadata;
 pub mod nybl;
 pub mod reader;
+#[cfg(feature = "huggingface")]
+pub mod safetensors;
 pub mod source;
+pub mod tensor;

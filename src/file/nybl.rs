@@ -7,6 +7,7 @@
 use super::metadata::Metadata;
 use super::reader::{Reader, size};
 use super::source::Source;
+use super::tensor::Order;
 use crate::error::{Error, Result};
 use crate::kernel::layout::{Format, Layout, MAX_DIMENSION};
 use std::fs::File;
@@ -38,11 +39,16 @@ const LINE: usize = 64;
 /// Directory code of a vector of f32.
 const VECTOR: u8 = 255;
 
+/// Directory code of an order of columns.
+const ORDER: u8 = 254;
+
 /// What a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// So many f32.
     Vector(usize),
+    /// So many u32: the activation that each column of a matrix is multiplied by.
+    Order(usize),
     /// A packed matrix.
     Matrix(Layout),
 }
@@ -52,14 +58,27 @@ impl Kind {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Vector(len) => len * 4,
+            Self::Vector(len) | Self::Order(len) => len * 4,
             Self::Matrix(layout) => layout.bytes(),
+        }
+    }
+
+    /// What it is called in reports: format and group.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Vector(_) => "f32 vector".into(),
+            Self::Order(_) => "order".into(),
+            Self::Matrix(layout) if layout.format().is_quantised() => {
+                format!("{} g{}", layout.format().name(), layout.group())
+            }
+            Self::Matrix(layout) => layout.format().name().into(),
         }
     }
 
     fn alignment(&self) -> usize {
         match self {
-            Self::Vector(_) => LINE,
+            Self::Vector(_) | Self::Order(_) => LINE,
             Self::Matrix(_) => PAGE,
         }
     }
@@ -175,10 +194,23 @@ impl Nybl {
                 let bytes = &self.source.bytes()[tensor.range.clone()];
                 Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
             }
-            Kind::Matrix(_) => {
-                Err(Error::corrupt(self.source.name(), &tensor.name, "is not a vector"))
-            }
+            _ => Err(Error::corrupt(self.source.name(), &tensor.name, "is not a vector")),
         }
+    }
+
+    /// The order of the columns of the matrix `name`, where it is not that of the activations.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when it is none for a matrix of `k` columns.
+    pub fn order(&self, name: &str, k: usize) -> Result<Option<Order>> {
+        let Some(tensor) = self.tensor(&order_name(name)) else { return Ok(None) };
+        let bytes = &self.source.bytes()[tensor.range.clone()];
+        let order: Order = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        if tensor.kind != Kind::Order(k) || order.iter().any(|column| *column as usize >= k) {
+            let reason = format!("is not an order of {k} columns");
+            return Err(Error::corrupt(self.source.name(), &tensor.name, reason));
+        }
+        Ok(Some(order))
     }
 
     /// Compares every tensor with its checksum; reads the whole file.
@@ -194,6 +226,12 @@ impl Nybl {
         }
         Ok(())
     }
+}
+
+/// The name of the order that belongs to the matrix `name`.
+#[must_use]
+pub fn order_name(name: &str) -> String {
+    format!("{}.order", name.strip_suffix(".weight").unwrap_or(name))
 }
 
 /// The checksum of a head: all of it but the field that holds the checksum.
@@ -224,6 +262,8 @@ fn read_tensor(
     }
     let kind = if code == VECTOR {
         Kind::Vector(size(k))
+    } else if code == ORDER {
+        Kind::Order(size(k))
     } else {
         let Some(format) = Format::from_code(code) else {
             return Err(reader.error(name, format!("has the unknown format {code}")));
@@ -358,6 +398,7 @@ impl Writer {
         for tensor in &self.tensors {
             let (code, group, n, k) = match tensor.kind {
                 Kind::Vector(len) => (VECTOR, 1, 1, len),
+                Kind::Order(len) => (ORDER, 1, 1, len),
                 Kind::Matrix(layout) => {
                     (layout.format() as u8, layout.group(), layout.n(), layout.k())
                 }

@@ -28,6 +28,8 @@ mod i8mm;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+#[cfg(c_kernel = "sve_matmul")]
+mod sve;
 
 pub use attend::quantize_query;
 pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed, QueryCodes};
@@ -267,6 +269,20 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(attend_arm::neon_f16)),
     #[cfg(target_arch = "aarch64")] exact("attend-i8-neon", Op::Attend(KvFormat::I8), Isa::NEON, Run::Attend(attend_arm::neon_i8)),
     #[cfg(target_arch = "aarch64")] exact("attend-i4-neon", Op::Attend(KvFormat::I4), Isa::NEON, Run::Attend(attend_arm::neon_i4)),
+
+    // Before dotprod: an SDOT of SVE is wider where a core's pipes are fewer, so at 128 and 256 bits, which is all that
+    // cores with both have, these rows gain nothing over the next ones. SMMLA has an SVE form for which the same holds.
+    // They are for cores with SVE and no dotprod (A64FX).
+    #[cfg(c_kernel = "sve_matmul")] exact("q8-matmul-sve", Op::Matmul(Format::Q8), Isa::SVE, Run::Matmul(sve::matmul_q8)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4-matmul-sve", Op::Matmul(Format::Q4), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4z-matmul-sve", Op::Matmul(Format::Q4Z), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q4m-matmul-sve", Op::Matmul(Format::Q4M), Isa::SVE, Run::Matmul(sve::matmul_q4)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3-matmul-sve", Op::Matmul(Format::Q3), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3z-matmul-sve", Op::Matmul(Format::Q3Z), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q3m-matmul-sve", Op::Matmul(Format::Q3M), Isa::SVE, Run::Matmul(sve::matmul_q3)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2-matmul-sve", Op::Matmul(Format::Q2), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2z-matmul-sve", Op::Matmul(Format::Q2Z), Isa::SVE, Run::Matmul(sve::matmul_q2)),
+    #[cfg(c_kernel = "sve_matmul")] exact("q2m-matmul-sve", Op::Matmul(Format::Q2M), Isa::SVE, Run::Matmul(sve::matmul_q2)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),

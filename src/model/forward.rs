@@ -31,15 +31,20 @@ pub struct Scratch {
     attended: Aligned<f32>,
     gate: Aligned<f32>,
     up: Aligned<f32>,
-    quantised: Quantised,
+    inputs: Inputs,
     attend: AttendScratch,
     rope: RopeTable,
     windowed_rope: Option<RopeTable>,
     logits: Aligned<f32>,
 }
 
-/// Activations quantised for each group size that the weights use.
-struct Quantised(Vec<(usize, Activations)>);
+/// Activations as matrices want them.
+struct Inputs {
+    /// Quantised, for each group size that the weights use.
+    quantised: Vec<(usize, Activations)>,
+    /// In the order of columns that a matrix has; empty when none has its own.
+    ordered: Aligned<f32>,
+}
 
 /// Which rows of a chunk get logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +108,10 @@ impl Scratch {
             attended: floats(config.q_dim())?,
             gate: floats(config.d_ff)?,
             up: floats(config.d_ff)?,
-            quantised: Quantised(quantised?),
+            inputs: Inputs {
+                quantised: quantised?,
+                ordered: floats(if weights.has_orders() { widest } else { 0 })?,
+            },
             attend: AttendScratch::new(most, config.n_heads, config.kv_shape())?,
             rope: RopeTable::new(&config.rope, most, context)?,
             windowed_rope: windowed.map(|rope| RopeTable::new(rope, most, context)).transpose()?,
@@ -131,9 +139,10 @@ impl Scratch {
             &self.gate,
             &self.up,
             &self.logits,
+            &self.inputs.ordered,
         ];
         floats.into_iter().map(Aligned::bytes).sum::<usize>()
-            + self.quantised.0.iter().map(|(_, x)| x.bytes()).sum::<usize>()
+            + self.inputs.quantised.iter().map(|(_, x)| x.bytes()).sum::<usize>()
             + self.attend.bytes()
             + self.rope.bytes()
             + self.windowed_rope.as_ref().map_or(0, RopeTable::bytes)
@@ -163,7 +172,7 @@ impl Scratch {
         let (q, k) = (&mut self.q[..m * q_dim], &mut self.k[..m * kv_dim]);
         let (v, attended) = (&mut self.v[..m * kv_dim], &mut self.attended[..m * q_dim]);
         let (gate, up) = (&mut self.gate[..m * config.d_ff], &mut self.up[..m * config.d_ff]);
-        let quantised = &mut self.quantised;
+        let inputs = &mut self.inputs;
 
         let embedding = weights.embedding.packed();
         for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
@@ -185,7 +194,7 @@ impl Scratch {
         for (index, (layer, shape)) in weights.layers.iter().zip(&config.layers).enumerate() {
             kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
             let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
-            quantised.multiply(kernels, pool, norm, targets);
+            inputs.multiply(kernels, pool, norm, targets);
             if let Some([q_bias, k_bias, v_bias]) = &layer.qkv_bias {
                 add_to_rows(q, q_bias);
                 add_to_rows(k, k_bias);
@@ -209,7 +218,7 @@ impl Scratch {
             let sight = config.sight(index);
             let rows = (&*q, &mut *attended);
             attend(kernels, pool, keys, Rows::chain(first), &sight, &mut self.attend, rows);
-            quantised.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
+            inputs.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
             if let Some([after_attention, _]) = &layer.post_norms {
                 renorm(norm, after_attention);
             }
@@ -217,12 +226,12 @@ impl Scratch {
 
             kernels.rmsnorm(pool, x, &layer.ffn_norm, config.norm_eps, norm);
             let targets = [(&layer.gate, &mut *gate), (&layer.up, &mut *up)];
-            quantised.multiply(kernels, pool, norm, targets);
+            inputs.multiply(kernels, pool, norm, targets);
             match config.activation {
                 Activation::Silu => kernels.swiglu(pool, gate, up),
                 Activation::Gelu => kernels.geglu(pool, gate, up),
             }
-            quantised.multiply(kernels, pool, gate, [(&layer.down, &mut *norm)]);
+            inputs.multiply(kernels, pool, gate, [(&layer.down, &mut *norm)]);
             if let Some([_, after_ffn]) = &layer.post_norms {
                 renorm(norm, after_ffn);
             }
@@ -238,7 +247,7 @@ impl Scratch {
         let logits = &mut self.logits[..rows * weights.vocab()];
         if rows > 0 {
             kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);
-            quantised.multiply(kernels, pool, norm, [(weights.head(), &mut *logits)]);
+            inputs.multiply(kernels, pool, norm, [(weights.head(), &mut *logits)]);
             if config.logit_softcap > 0.0 {
                 kernels.softcap(pool, logits, config.logit_softcap);
             }
@@ -257,9 +266,9 @@ fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-impl Quantised {
-    /// `y = x * w^T` for every pair with one join, the activations quantised once for each group size
-    /// among the weights.
+impl Inputs {
+    /// `y = x * w^T` for every pair. One join, and the activations are quantised once for each group size
+    /// among the weights; matrices whose orders of columns differ take a join each.
     fn multiply<const N: usize>(
         &mut self,
         kernels: &Kernels,
@@ -267,8 +276,27 @@ impl Quantised {
         x: &[f32],
         targets: [(&Matrix, &mut [f32]); N],
     ) {
+        let order = targets[0].0.order();
+        if !targets.iter().all(|(matrix, _)| matrix.order() == order) {
+            for target in targets {
+                self.multiply(kernels, pool, x, [target]);
+            }
+            return;
+        }
         let k = targets[0].0.layout().k();
-        for (group, activations) in &mut self.0 {
+        let x = match order {
+            None => x,
+            Some(order) => {
+                let ordered = &mut self.ordered[..x.len()];
+                for (ordered, x) in ordered.chunks_exact_mut(k).zip(x.chunks_exact(k)) {
+                    for (to, from) in ordered.iter_mut().zip(order.iter()) {
+                        *to = x[*from as usize];
+                    }
+                }
+                ordered
+            }
+        };
+        for (group, activations) in &mut self.quantised {
             let wants = |matrix: &Matrix| {
                 let layout = matrix.layout();
                 layout.format().is_quantised() && layout.group() == *group
@@ -279,7 +307,7 @@ impl Quantised {
         }
         let mut jobs = targets.map(|(matrix, y)| {
             let layout = matrix.layout();
-            let quantised = self.0.iter().find(|(group, _)| *group == layout.group());
+            let quantised = self.quantised.iter().find(|(group, _)| *group == layout.group());
             let input = match quantised {
                 Some((_, activations)) if layout.format().is_quantised() => {
                     Input::Quantised(activations)

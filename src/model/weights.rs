@@ -1,15 +1,16 @@
 //! The weights of a model, by role, wherever their bytes lie.
 //!
-//! From a packed file a matrix is a range of the mapping; from GGUF it is packed once into memory. Names
+//! From a packed file a matrix is a range of the mapping; from a checkpoint it is packed once into memory. Names
 //! and shapes are checked here against the configuration, and a tensor that nothing would use is an
 //! error: a model with parts we do not know would otherwise run and be wrong.
 #![forbid(unsafe_code)]
 
 use super::config::Config;
 use crate::error::{Error, Result};
-use crate::file::gguf::Gguf;
+use crate::file::checkpoint::Checkpoint;
 use crate::file::nybl::{Kind, Nybl};
 use crate::file::source::Source;
+use crate::file::tensor::Order;
 use crate::kernel::{Layout, Packed};
 use crate::memory::Aligned;
 use crate::threads::Pool;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex};
 pub struct Matrix {
     layout: Layout,
     bytes: Bytes,
+    order: Option<Order>,
 }
 
 #[derive(Clone)]
@@ -31,8 +33,8 @@ enum Bytes {
 }
 
 impl Matrix {
-    fn new(layout: Layout, bytes: Bytes) -> Result<Self> {
-        let matrix = Self { layout, bytes };
+    fn new(layout: Layout, bytes: Bytes, order: Option<Order>) -> Result<Self> {
+        let matrix = Self { layout, bytes, order };
         Packed::new(layout, matrix.bytes())?;
         Ok(matrix)
     }
@@ -48,6 +50,12 @@ impl Matrix {
     #[must_use]
     pub fn layout(&self) -> Layout {
         self.layout
+    }
+
+    /// Which activation each column is multiplied by, where that is not the one at the same place.
+    #[must_use]
+    pub fn order(&self) -> Option<&Order> {
+        self.order.as_ref()
     }
 
     /// The matrix as kernels take it.
@@ -125,12 +133,18 @@ impl Tensors for Nybl {
     }
 
     fn names(&self) -> Vec<&str> {
-        self.tensors().iter().map(|tensor| tensor.name.as_str()).collect()
+        // An order is a part of its matrix.
+        let own = |name: &str| match name.strip_suffix(".order") {
+            Some(stem) => self.tensor(&format!("{stem}.weight")).is_none(),
+            None => true,
+        };
+        let names = self.tensors().iter().map(|tensor| tensor.name.as_str());
+        names.filter(|name| own(name)).collect()
     }
 
     fn shape(&self, name: &str) -> Option<(usize, usize)> {
         self.tensor(name).map(|tensor| match tensor.kind {
-            Kind::Vector(len) => (1, len),
+            Kind::Vector(len) | Kind::Order(len) => (1, len),
             Kind::Matrix(layout) => (layout.n(), layout.k()),
         })
     }
@@ -138,7 +152,8 @@ impl Tensors for Nybl {
     fn matrix(&self, name: &str, _: &Pool) -> Result<Matrix> {
         match self.tensor(name).map(|tensor| (tensor.kind, tensor.range.clone())) {
             Some((Kind::Matrix(layout), range)) => {
-                Matrix::new(layout, Bytes::Mapped(self.source().clone(), range))
+                let order = self.order(name, layout.k())?;
+                Matrix::new(layout, Bytes::Mapped(self.source().clone(), range), order)
             }
             _ => Err(Error::corrupt(self.file(), name, "is not a matrix")),
         }
@@ -152,42 +167,43 @@ impl Tensors for Nybl {
     }
 }
 
-impl Tensors for Gguf {
+impl Tensors for Checkpoint {
     fn file(&self) -> &str {
-        self.name()
+        &self.name
     }
 
     fn names(&self) -> Vec<&str> {
-        self.tensors().keys().map(String::as_str).collect()
+        self.tensors.keys().map(String::as_str).collect()
     }
 
     fn shape(&self, name: &str) -> Option<(usize, usize)> {
-        self.tensors().get(name).map(|tensor| (tensor.n(), tensor.k()))
+        self.tensors.get(name).map(|tensor| (tensor.n(), tensor.k()))
     }
 
     fn matrix(&self, name: &str, pool: &Pool) -> Result<Matrix> {
         let missing = || Error::corrupt(self.file(), name, "is not a matrix");
-        let tensor = self.tensors().get(name).filter(|t| !t.is_vector()).ok_or_else(missing)?;
-        let layout = tensor.exact_layout()?;
+        let wrong = |error: Error| error.in_tensor(self.file(), name);
+        let tensor = self.tensors.get(name).filter(|t| !t.is_vector()).ok_or_else(missing)?;
+        let layout = tensor.layout().map_err(wrong)?;
         let mut bytes = Aligned::zeroed("packed weights", layout.bytes())?;
         let failed = Mutex::new(None);
         pool.chunks_mut(&mut bytes, layout.panel_bytes(), &|index, panel| {
-            if let Err(error) = self.pack(tensor, &layout, index, panel)
+            if let Err(error) = tensor.pack(&layout, index, panel)
                 && let Ok(mut slot) = failed.lock()
             {
                 slot.get_or_insert(error);
             }
         });
         match failed.into_inner() {
-            Ok(None) => Matrix::new(layout, Bytes::Owned(Arc::new(bytes))),
-            Ok(Some(error)) => Err(error),
+            Ok(None) => Matrix::new(layout, Bytes::Owned(Arc::new(bytes)), tensor.order().cloned()),
+            Ok(Some(error)) => Err(wrong(error)),
             Err(_) => Err(Error::Internal("packing panicked".into())),
         }
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        match self.tensors().get(name) {
-            Some(tensor) => Gguf::vector(self, name, tensor),
+        match self.tensors.get(name) {
+            Some(tensor) => tensor.vector().map_err(|error| error.in_tensor(self.file(), name)),
             None => Err(Error::corrupt(self.file(), name, "is missing")),
         }
     }
@@ -203,19 +219,19 @@ impl Weights {
         load(file, config, pool)
     }
 
-    /// Packs the weights of a GGUF file into memory.
+    /// Packs the weights of a checkpoint into memory.
     ///
     /// # Errors
     /// As [`Weights::from_nybl`], and [`Error::OutOfMemory`].
-    pub fn from_gguf(file: &Gguf, config: &Config, pool: &Pool) -> Result<Self> {
+    pub fn from_checkpoint(file: &Checkpoint, config: &Config, pool: &Pool) -> Result<Self> {
         load(file, config, pool)
     }
 
-    /// Whether a GGUF file has exactly the tensors that the configuration asks for, without packing them.
+    /// Whether a checkpoint has exactly the tensors that the configuration asks for, without packing them.
     ///
     /// # Errors
-    /// As [`Weights::from_gguf`].
-    pub fn check_gguf(file: &Gguf, config: &Config) -> Result<()> {
+    /// As [`Weights::from_checkpoint`].
+    pub fn check(file: &Checkpoint, config: &Config) -> Result<()> {
         check_all(file, config).map(|_| ())
     }
 
@@ -229,6 +245,12 @@ impl Weights {
     #[must_use]
     pub fn vocab(&self) -> usize {
         self.embedding.layout().n()
+    }
+
+    /// Whether any matrix has an order of columns of its own.
+    #[must_use]
+    pub fn has_orders(&self) -> bool {
+        self.matrices().any(|matrix| matrix.order().is_some())
     }
 
     /// Every matrix.
@@ -315,7 +337,7 @@ fn load(file: &impl Tensors, config: &Config, pool: &Pool) -> Result<Weights> {
         let qkv_bias = config.qkv_bias.then(|| vectors(QKV_BIAS, vector)).transpose()?;
         let qk_norm = config.qk_norm.then(|| vectors(QK_NORM, vector)).transpose()?;
         let post_norms = config.post_norms.then(|| vectors(POST_NORMS, vector)).transpose()?;
-        Ok(Layer {
+        let mut layer = Layer {
             qkv_bias,
             qk_norm,
             post_norms,
@@ -328,7 +350,17 @@ fn load(file: &impl Tensors, config: &Config, pool: &Pool) -> Result<Weights> {
             gate: matrix(&name("ffn_gate"))?,
             up: matrix(&name("ffn_up"))?,
             down: matrix(&name("ffn_down"))?,
-        })
+        };
+        // Matrices that multiply the same activations usually have the same order.
+        let Layer { q, k, v, gate, up, .. } = &mut layer;
+        for (first, others) in [(&*q, vec![k, v]), (&*gate, vec![up])] {
+            for other in others {
+                if other.order == first.order {
+                    other.order.clone_from(&first.order);
+                }
+            }
+        }
+        Ok(layer)
     };
     Ok(Weights {
         embedding: matrix("token_embd.weight")?,

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use indicatif::{ProgressBar, ProgressStyle};
-use nybl::engine::convert::{Recipe, gguf_to_nybl};
+use nybl::engine::convert::{Options, Recipe, Report};
 use nybl::engine::runtime::{Runtime, RuntimeConfig};
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use std::path::PathBuf;
   nybl convert model.Q4_0.gguf model.nybl
   nybl convert model.F16.gguf model.nybl --bits 4 --group 64 --zero-points")]
 pub(crate) struct Args {
-    /// A GGUF file.
+    /// A GGUF file (the first of a split one), or a Hugging Face folder.
     from: PathBuf,
     /// The file to write.
     to: PathBuf,
@@ -46,12 +46,33 @@ pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta}") {
         bar.set_style(style);
     }
-    gguf_to_nybl(&runtime, &args.from, &args.to, recipe, |done, total| {
+    let options = Options { recipe };
+    let progress = |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
-    })?;
+    };
+    let report =
+        nybl::engine::convert::convert(&runtime, &args.from, &args.to, &options, progress)?;
     bar.finish_and_clear();
+    print(&report);
     let bytes = std::fs::metadata(&args.to)?.len();
     eprintln!("{}: {bytes} bytes", args.to.display());
     Ok(())
+}
+
+/// One line for every way that weights went.
+fn print(report: &Report) {
+    for ((from, to), line) in report {
+        let matrices = if line.matrices == 1 { "matrix" } else { "matrices" };
+        let deviation = if line.deviation.is_exact() {
+            "exact".into()
+        } else {
+            format!(
+                "largest error {:.2e} of the largest weight, RMS error {:.2e} of the RMS weight",
+                line.deviation.worst_relative(),
+                line.deviation.rms_relative()
+            )
+        };
+        eprintln!("{from} as {to}: {} {matrices}, {deviation}", line.matrices);
+    }
 }

@@ -1,10 +1,11 @@
 //! `nybl inspect`: what a model file holds, read from its head.
 
 use crate::Failure;
-use nybl::file::gguf::Gguf;
+use nybl::file::checkpoint::Checkpoint;
 use nybl::file::metadata::{Metadata, Value};
 use nybl::file::nybl::{Kind, Nybl};
 use nybl::file::source::Source;
+use nybl::file::tensor::Tensor;
 use nybl::model::config::Config;
 use nybl::text::vocabulary;
 use std::collections::BTreeMap;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 /// Arguments of `nybl inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A .nybl or GGUF file.
+    /// A .nybl or GGUF file, or a Hugging Face folder.
     file: PathBuf,
     /// Compare every tensor with its checksum (.nybl only; reads the whole file).
     #[arg(long)]
@@ -34,45 +35,41 @@ struct Entry {
 
 /// Runs the command.
 pub(crate) fn inspect(args: &Args) -> Result<(), Failure> {
-    let source = Source::open(&args.file)?;
-    let file_bytes = source.bytes().len();
-    let (format, metadata, entries) = if Nybl::recognises(source.bytes()) {
-        let nybl = Nybl::open(source)?;
+    let (format, file_bytes, metadata, entries);
+    if !args.file.is_dir() && Nybl::recognises(Source::open(&args.file)?.bytes()) {
+        let nybl = Nybl::open(Source::open(&args.file)?)?;
         if args.verify {
             nybl.verify()?;
         }
-        let entries = nybl.tensors().iter().map(|tensor| {
-            let (shape, kind) = match tensor.kind {
-                Kind::Vector(len) => ((1, len), "f32 vector".into()),
-                Kind::Matrix(layout) if layout.format().is_quantised() => {
-                    let kind = format!("{} g{}", layout.format().name(), layout.group());
-                    ((layout.n(), layout.k()), kind)
-                }
-                Kind::Matrix(layout) => {
-                    ((layout.n(), layout.k()), layout.format().name().to_owned())
-                }
+        let entry = |tensor: &nybl::file::nybl::Tensor| {
+            let shape = match tensor.kind {
+                Kind::Vector(len) | Kind::Order(len) => (1, len),
+                Kind::Matrix(layout) => (layout.n(), layout.k()),
             };
-            Entry { name: tensor.name.clone(), shape, kind, bytes: tensor.range.len() }
-        });
-        ("nybl, version 1".to_owned(), nybl.metadata().clone(), entries.collect::<Vec<_>>())
-    } else if Gguf::recognises(source.bytes()) {
-        let gguf = Gguf::open(source)?;
+            let (kind, bytes) = (tensor.kind.name(), tensor.range.len());
+            Entry { name: tensor.name.clone(), shape, kind, bytes }
+        };
+        entries = nybl.tensors().iter().map(entry).collect::<Vec<_>>();
+        format = "nybl, version 1".to_owned();
+        file_bytes = nybl.source().bytes().len();
+        metadata = nybl.metadata().clone();
+    } else {
+        let checkpoint = Checkpoint::open(&args.file)?;
         if args.verify {
-            let why = "--verify: GGUF files hold no checksums; convert it to .nybl";
+            let why = "--verify: only .nybl files hold checksums; convert it to one";
             return Err(nybl::Error::InvalidArgument(why.into()).into());
         }
-        let entries = gguf.tensors().iter().map(|(name, tensor)| Entry {
+        let entry = |(name, tensor): (&String, &Tensor)| Entry {
             name: name.clone(),
             shape: (tensor.n(), tensor.k()),
-            kind: format!("{:?}", tensor.kind()).to_uppercase(),
+            kind: tensor.encoding(),
             bytes: tensor.bytes(),
-        });
-        let format = format!("GGUF, version {}", gguf.version());
-        (format, gguf.metadata().clone(), entries.collect())
-    } else {
-        let reason = "is neither that of a packed .nybl file nor that of GGUF";
-        return Err(nybl::Error::corrupt(source.name(), "magic", reason).into());
-    };
+        };
+        entries = checkpoint.tensors.iter().map(entry).collect();
+        file_bytes = checkpoint.files.iter().map(|file| file.bytes().len()).sum();
+        format = checkpoint.format;
+        metadata = checkpoint.metadata;
+    }
     let report = Report { format, file_bytes, metadata, entries, verified: args.verify };
     if args.json { report.print_json() } else { report.print() }
 }

@@ -1,0 +1,506 @@
+//! Hugging Face folders: `config.json`, safetensors and tokenizer files, as GGUF would have them.
+//!
+//! A family is data: which module becomes which tensor, and what must be done to it on the way.
+#![forbid(unsafe_code)]
+
+use super::blocks::Type;
+use super::checkpoint::{Checkpoint, part_name};
+use super::metadata::{Metadata, Value};
+use super::safetensors::{self, Dtype, Stored};
+use super::source::Source;
+use super::tensor::{RowOrder, Tensor};
+use crate::error::{Error, Result};
+use crate::kernel::layout::MAX_DIMENSION;
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How one architecture of Hugging Face is written in GGUF.
+struct Family {
+    /// `model_type` in `config.json`.
+    model_type: &'static str,
+    /// `general.architecture`.
+    architecture: &'static str,
+    /// Whether GGUF rotates neighbouring pairs, so that rows of queries and keys change places.
+    pairs: bool,
+    /// Modules outside the layers: GGUF's name, the folder's.
+    ends: &'static [(&'static str, &'static str)],
+    /// Modules of a layer.
+    layer: &'static [(&'static str, &'static str)],
+}
+
+const FAMILIES: &[Family] = &[Family {
+    model_type: "llama",
+    architecture: "llama",
+    pairs: true,
+    ends: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ],
+}];
+
+/// Largest JSON file beside the tokenizer: parsed, it takes many times its size.
+const MAX_JSON: usize = 1 << 20;
+
+/// Opens the folder at `path`.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Corrupt`] or [`Error::Unsupported`] naming file and field.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    let name = path.display().to_string();
+    let io = |reason: &std::io::Error| Error::io(&name, reason);
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(path).map_err(|reason| io(&reason))? {
+        let entry = entry.map_err(|reason| io(&reason))?;
+        let Ok(file) = entry.file_name().into_string() else { continue };
+        let read = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end));
+        let length = std::fs::metadata(entry.path()).map_err(|reason| io(&reason))?.len();
+        if read && length > 0 {
+            files.insert(file, Source::open(&entry.path())?);
+        }
+    }
+    from_files(&name, &files)
+}
+
+/// Reads a folder whose files are there already.
+///
+/// # Errors
+/// As [`open`].
+pub fn from_files(folder: &str, files: &BTreeMap<String, Source>) -> Result<Checkpoint> {
+    let config = Config::read(folder, files, "config.json")?
+        .ok_or_else(|| Error::corrupt(folder, "config.json", "is missing"))?;
+    let model_type = config.required("model_type", config.text("model_type")?)?;
+    let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
+        let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+        return Err(Error::Unsupported(format!(
+            "{folder}: the model_type {model_type}; supported are {}",
+            known.join(", ")
+        )));
+    };
+    let mut metadata = metadata(folder, family, &config)?;
+    tokenizer(folder, files, &config, &mut metadata)?;
+    let shards = shards(folder, files)?;
+    let modules = Modules { folder, stored: safetensors::read(&shards)? };
+    let tensors = tensors(family, &config, modules)?;
+    let format = format!("Hugging Face {model_type}, safetensors in {} files", shards.len());
+    Ok(Checkpoint { name: folder.into(), format, metadata, tensors, files: shards })
+}
+
+/// The model's safetensors files: one, or those numbered `-0000x-of-0000y`, or whatever there is.
+fn shards(folder: &str, files: &BTreeMap<String, Source>) -> Result<Vec<Source>> {
+    if let Some(whole) = files.get("model.safetensors") {
+        return Ok(vec![whole.clone()]);
+    }
+    let names = || files.keys().filter(|name| name.ends_with(".safetensors"));
+    let numbered = names().find_map(|name| part_name(name));
+    let Some((stem, count, extension)) = numbered else {
+        let all: Vec<_> = names().map(|name| files[name].clone()).collect();
+        return match all.len() {
+            0 => Err(Error::corrupt(folder, "model.safetensors", "is missing")),
+            _ => Ok(all),
+        };
+    };
+    (1..=count)
+        .map(|number| {
+            let name = format!("{stem}-{number:05}-of-{count:05}{extension}");
+            let file = files.get(&name).cloned();
+            file.ok_or_else(|| Error::corrupt(folder, name, "is missing"))
+        })
+        .collect()
+}
+
+/// A JSON object of the folder, whose errors name file and field.
+struct Config {
+    file: String,
+    object: Json,
+}
+
+impl Config {
+    fn read(folder: &str, files: &BTreeMap<String, Source>, name: &str) -> Result<Option<Self>> {
+        let Some(source) = files.get(name) else { return Ok(None) };
+        let file = format!("{folder}/{name}");
+        let wrong = |reason: String| Error::corrupt(&file, "JSON", reason);
+        if source.bytes().len() > MAX_JSON {
+            return Err(wrong(format!("{} bytes are too many", source.bytes().len())));
+        }
+        let object: Json = serde_json::from_slice(source.bytes())
+            .map_err(|reason| wrong(format!("cannot be parsed: {reason}")))?;
+        if !object.is_object() {
+            return Err(wrong("is not an object".into()));
+        }
+        Ok(Some(Self { file, object }))
+    }
+
+    fn error(&self, key: &str, reason: &str) -> Error {
+        Error::corrupt(&self.file, key, reason)
+    }
+
+    fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| self.error(key, "is missing"))
+    }
+
+    /// The value of `key`, if it is there and not null.
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>> {
+        let wrong = || self.error(key, "is not text");
+        self.get(key).map(|value| value.as_str().ok_or_else(wrong)).transpose()
+    }
+
+    fn integer(&self, key: &str) -> Result<Option<u64>> {
+        let wrong = || self.error(key, "is not a whole number of zero or more");
+        self.get(key).map(|value| value.as_u64().ok_or_else(wrong)).transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let wrong = || self.error(key, "is not a number");
+        self.get(key).map(|value| value.as_f64().ok_or_else(wrong)).transpose()
+    }
+
+    fn bool(&self, key: &str) -> Result<Option<bool>> {
+        let wrong = || self.error(key, "is not true or false");
+        self.get(key).map(|value| value.as_bool().ok_or_else(wrong)).transpose()
+    }
+
+    /// A size that a matrix can have.
+    fn size(&self, key: &str) -> Result<usize> {
+        let size = self.required(key, self.integer(key)?)?;
+        match usize::try_from(size) {
+            Ok(size) if (1..=MAX_DIMENSION).contains(&size) => Ok(size),
+            _ => Err(self.error(key, &format!("{size} is not between 1 and {MAX_DIMENSION}"))),
+        }
+    }
+
+    fn heads(&self) -> Result<(usize, usize)> {
+        let heads = self.size("num_attention_heads")?;
+        let kv = self.integer("num_key_value_heads")?.is_some();
+        Ok((heads, if kv { self.size("num_key_value_heads")? } else { heads }))
+    }
+
+    fn head_dim(&self) -> Result<usize> {
+        match self.integer("head_dim")? {
+            Some(_) => self.size("head_dim"),
+            None => Ok((self.size("hidden_size")? / self.heads()?.0).max(1)),
+        }
+    }
+}
+
+/// The keys that GGUF has for what `config.json` says.
+fn metadata(folder: &str, family: &Family, config: &Config) -> Result<Metadata> {
+    let mut metadata = Metadata::new(folder);
+    let name = Path::new(folder).file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = config.text("_name_or_path")?.filter(|name| !name.is_empty()).map_or(name, |path| {
+        Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
+    });
+    metadata.set("general.architecture", Value::Text(family.architecture.into()));
+    if let Some(name) = name {
+        metadata.set("general.name", Value::Text(name));
+    }
+    let key = |suffix: &str| format!("{}.{suffix}", family.architecture);
+    let (heads, kv_heads) = config.heads()?;
+    let head_dim = config.head_dim()?;
+    for (suffix, size) in [
+        ("context_length", config.size("max_position_embeddings")?),
+        ("embedding_length", config.size("hidden_size")?),
+        ("block_count", config.size("num_hidden_layers")?),
+        ("feed_forward_length", config.size("intermediate_size")?),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", kv_heads),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
+        ("rope.dimension_count", head_dim),
+    ] {
+        metadata.set(&key(suffix), Value::Unsigned(size as u64));
+    }
+    let eps = config.required("rms_norm_eps", config.number("rms_norm_eps")?)?;
+    metadata.set(&key("attention.layer_norm_rms_epsilon"), Value::Float(eps));
+    if let Some(theta) = config.number("rope_theta")? {
+        metadata.set(&key("rope.freq_base"), Value::Float(theta));
+    }
+    if let Some(scaling) = config.get("rope_scaling") {
+        let kind = scaling.get("rope_type").or(scaling.get("type")).and_then(Json::as_str);
+        metadata.set(&key("rope.scaling.type"), Value::Text(kind.unwrap_or("unknown").into()));
+    }
+    Ok(metadata)
+}
+
+/// The tokenizer as it is, with what other files say about it beside.
+fn tokenizer(
+    folder: &str,
+    files: &BTreeMap<String, Source>,
+    config: &Config,
+    metadata: &mut Metadata,
+) -> Result<()> {
+    let text = |name: &str| -> Result<Option<String>> {
+        let Some(source) = files.get(name) else { return Ok(None) };
+        let wrong = |_| Error::corrupt(format!("{folder}/{name}"), "text", "is not UTF-8");
+        String::from_utf8(source.bytes().to_vec()).map(Some).map_err(wrong)
+    };
+    if let Some(json) = text("tokenizer.json")? {
+        metadata.set("tokenizer.huggingface.json", Value::Text(json));
+    }
+    let options = Config::read(folder, files, "tokenizer_config.json")?;
+    let generation = Config::read(folder, files, "generation_config.json")?;
+    if let Some(bos) = config.integer("bos_token_id")? {
+        metadata.set("tokenizer.nybl.bos_id", Value::Unsigned(bos));
+    }
+    // Generation ends at more tokens than training marked with.
+    let ends = |config: &Config| match config.get("eos_token_id") {
+        Some(Json::Array(ids)) => ids.iter().filter_map(Json::as_i64).collect(),
+        Some(id) => id.as_i64().into_iter().collect(),
+        None => Vec::new(),
+    };
+    let mut eos: Vec<i64> = generation.as_ref().map(ends).unwrap_or_default();
+    for id in ends(config) {
+        if !eos.contains(&id) {
+            eos.push(id);
+        }
+    }
+    if !eos.is_empty() {
+        metadata.set("tokenizer.nybl.eos_ids", Value::Integers(eos));
+    }
+    if let Some(options) = &options {
+        if let Some(add) = options.bool("add_bos_token")? {
+            metadata.set("tokenizer.nybl.add_bos", Value::Bool(add));
+        }
+        // One template, or several by name.
+        let template = match options.get("chat_template") {
+            Some(Json::String(template)) => Some(template.as_str()),
+            Some(Json::Array(named)) => named
+                .iter()
+                .find(|named| named.get("name").and_then(Json::as_str) == Some("default"))
+                .and_then(|named| named.get("template")?.as_str()),
+            _ => None,
+        };
+        if let Some(template) = template {
+            metadata.set("tokenizer.chat_template", Value::Text(template.into()));
+        }
+    }
+    if let Some(template) = text("chat_template.jinja")? {
+        metadata.set("tokenizer.chat_template", Value::Text(template));
+    }
+    Ok(())
+}
+
+/// The tensors of a folder by module, taken out as they are used.
+struct Modules<'a> {
+    folder: &'a str,
+    stored: BTreeMap<String, Stored>,
+}
+
+impl Modules<'_> {
+    fn error(&self, name: &str, reason: impl Into<String>) -> Error {
+        Error::corrupt(self.folder, name, reason)
+    }
+
+    fn holds(&self, module: &str) -> bool {
+        self.stored.contains_key(&format!("{module}.weight"))
+    }
+
+    /// The weight of a module, in whichever of the encodings it is stored.
+    fn weight(&mut self, module: &str) -> Result<Tensor> {
+        let name = format!("{module}.weight");
+        match self.stored.remove(&name) {
+            Some(stored) => self.floats(&name, stored),
+            None => Err(self.error(&name, "is missing")),
+        }
+    }
+
+    /// The bias of a module, if it has one.
+    fn bias(&mut self, module: &str) -> Result<Option<Tensor>> {
+        let name = format!("{module}.bias");
+        self.stored.remove(&name).map(|stored| self.floats(&name, stored)).transpose()
+    }
+
+    /// A tensor of floats.
+    fn floats(&self, name: &str, stored: Stored) -> Result<Tensor> {
+        let kind = match stored.dtype {
+            Dtype::F32 => Type::F32,
+            Dtype::F16 => Type::F16,
+            Dtype::BF16 => Type::Bf16,
+            other => {
+                return Err(Error::Unsupported(format!(
+                    "{}: tensor {name} has the type {other:?}; read are F32, F16 and BF16",
+                    self.folder
+                )));
+            }
+        };
+        let (shape, is_vector) = match stored.shape[..] {
+            [k] => ((1, k), true),
+            [n, k] => ((n, k), false),
+            _ => {
+                let reason = format!("has {} dimensions; 1 or 2 are possible", stored.shape.len());
+                return Err(self.error(name, reason));
+            }
+        };
+        if [shape.0, shape.1].iter().any(|size| *size == 0 || *size > MAX_DIMENSION) {
+            let reason = format!("has the shape {:?}, which is none", stored.shape);
+            return Err(self.error(name, reason));
+        }
+        Ok(Tensor::blocks(kind, stored.source, stored.range, shape, is_vector))
+    }
+}
+
+/// Every tensor under the name GGUF gives it; one that the family does not have is refused.
+fn tensors(
+    family: &Family,
+    config: &Config,
+    mut modules: Modules<'_>,
+) -> Result<BTreeMap<String, Tensor>> {
+    let head_dim = config.head_dim()?;
+    let tied = config.bool("tie_word_embeddings")?.unwrap_or(false);
+    let layers = config.size("num_hidden_layers")?;
+    if layers > 4096 {
+        return Err(config.error("num_hidden_layers", &format!("{layers} is absurd")));
+    }
+    let ends = family.ends.iter().map(|(to, from)| (*to, (*to).to_owned(), (*from).to_owned()));
+    let layers = (0..layers).flat_map(|layer| {
+        family.layer.iter().map(move |(to, from)| {
+            (*to, format!("blk.{layer}.{to}"), format!("model.layers.{layer}.{from}"))
+        })
+    });
+    let mut tensors = BTreeMap::new();
+    for (role, to, from) in ends.chain(layers) {
+        if role == "output" && (tied || !modules.holds(&from)) {
+            modules.stored.remove(&format!("{from}.weight"));
+            continue;
+        }
+        let rows = match role {
+            "attn_q" | "attn_k" if family.pairs => {
+                RowOrder::Pairs { head: head_dim, rotated: head_dim }
+            }
+            _ => RowOrder::AsStored,
+        };
+        let weight = modules.weight(&from)?;
+        let bias = modules.bias(&from)?;
+        let wrong = |error: Error| Error::corrupt(modules.folder, &from, error.to_string());
+        if let Some(bias) = bias {
+            let bias = bias.with_rows(rows.clone()).map_err(wrong)?;
+            tensors.insert(format!("{to}.bias"), bias);
+        }
+        tensors.insert(format!("{to}.weight"), weight.with_rows(rows).map_err(wrong)?);
+    }
+    modules.stored.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
+    if let Some(extra) = modules.stored.keys().next() {
+        return Err(Error::Unsupported(format!(
+            "{}: the tensor {extra}, which is no part of the {} models this build knows",
+            modules.folder, family.model_type
+        )));
+    }
+    Ok(tensors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+
+    /// A safetensors file of f32 matrices whose weights are numbered through.
+    fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+        let (mut header, mut data) = (String::from("{"), Vec::new());
+        for (name, shape) in tensors {
+            let start = data.len();
+            let count: usize = shape.iter().product();
+            data.extend((0..count).flat_map(|i| (i as f32).to_le_bytes()));
+            let comma = if start == 0 { "" } else { "," };
+            let offsets = [start, data.len()];
+            write!(
+                header,
+                r#"{comma}"{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":{offsets:?}}}"#
+            )
+            .unwrap();
+        }
+        header.push('}');
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        file.extend(data);
+        file
+    }
+
+    type Shapes = Vec<(&'static str, &'static [usize])>;
+
+    fn folder(change: impl FnOnce(&mut Json, &mut Shapes)) -> Result<Checkpoint> {
+        let mut config = serde_json::json!({
+            "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
+            "rms_norm_eps": 1e-5, "eos_token_id": [2, 3], "bos_token_id": 1,
+        });
+        let mut tensors: Shapes = vec![
+            ("model.embed_tokens.weight", &[5, 8]),
+            ("model.layers.0.input_layernorm.weight", &[8]),
+            ("model.layers.0.self_attn.q_proj.weight", &[8, 8]),
+            ("model.layers.0.self_attn.k_proj.weight", &[4, 8]),
+            ("model.layers.0.self_attn.v_proj.weight", &[4, 8]),
+            ("model.layers.0.self_attn.o_proj.weight", &[8, 8]),
+            ("model.layers.0.post_attention_layernorm.weight", &[8]),
+            ("model.layers.0.mlp.gate_proj.weight", &[12, 8]),
+            ("model.layers.0.mlp.up_proj.weight", &[12, 8]),
+            ("model.layers.0.mlp.down_proj.weight", &[8, 12]),
+            ("model.norm.weight", &[8]),
+        ];
+        change(&mut config, &mut tensors);
+        let files = [
+            ("config.json", config.to_string().into_bytes()),
+            ("model.safetensors", safetensors(&tensors)),
+        ];
+        let files = files.map(|(name, bytes)| (name.into(), Source::from_vec(name, bytes)));
+        from_files("folder", &files.into())
+    }
+
+    #[test]
+    fn names_keys_and_rows_are_those_of_gguf() {
+        let checkpoint = folder(|_, _| {}).unwrap();
+        let metadata = &checkpoint.metadata;
+        assert_eq!(metadata.integer("llama.rope.dimension_count", 99), Ok(Some(4)));
+        let eos = metadata.get("tokenizer.nybl.eos_ids");
+        assert_eq!(eos, Some(&Value::Integers(vec![2, 3])));
+        assert_eq!(checkpoint.tensors.len(), 11);
+        // Two heads of four rows: the second half of each goes between the rows of the first.
+        let mut rows = Vec::new();
+        checkpoint.tensors["blk.0.attn_q.weight"].rows(0, 8, &mut rows).unwrap();
+        let firsts: Vec<_> = rows.chunks(8).map(|row| row[0] / 8.0).collect();
+        assert_eq!(firsts, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
+        let mut rows = Vec::new();
+        checkpoint.tensors["blk.0.attn_v.weight"].rows(1, 2, &mut rows).unwrap();
+        assert_eq!((rows[0], rows[8]), (8.0, 16.0));
+    }
+
+    #[test]
+    fn what_is_missing_unknown_or_wrong_is_named() {
+        let error = |change: &dyn Fn(&mut Json, &mut Shapes)| {
+            folder(change).err().expect("the folder is refused").to_string()
+        };
+        let text = error(&|_, tensors| {
+            tensors.remove(3);
+        });
+        assert!(text.contains("layers.0.self_attn.k_proj.weight: is missing"), "{text}");
+        let text = error(&|_, tensors| tensors.push(("model.layers.0.what.weight", &[1])));
+        assert!(text.contains("model.layers.0.what.weight"), "{text}");
+        let text = error(&|_, tensors| tensors[3].1 = &[2, 2, 8]);
+        assert!(text.contains("3 dimensions"), "{text}");
+        for (key, value, word) in [
+            ("model_type", Json::from("mamba"), "mamba"),
+            ("hidden_size", Json::from(0), "between"),
+            ("hidden_size", Json::from("8"), "whole number"),
+            ("num_hidden_layers", Json::from(1 << 20), "absurd"),
+            ("rms_norm_eps", Json::Null, "missing"),
+        ] {
+            let text = error(&|config, _| config[key] = value.clone());
+            assert!(text.contains("folder") && text.contains(word), "{key}: {text}");
+        }
+    }
+}
