@@ -1190,7 +1190,7 @@ impl Block {
                 };
                 // Every code there is, also the one that the cache does not write.
                 let extreme = [0x80, 0x7f, 0xff];
-                let extreme = &extreme[..if index % 5 == 0 { 1 + index % 3 } else { 0 }];
+                let extreme = &extreme[..if index.is_multiple_of(5) { 1 + index % 3 } else { 0 }];
                 let mut code = |i| codes.pick(extreme, i, |rng| rng.next() as u8);
                 k.extend((0..LANES * d).map(&mut code));
                 scales(&mut k, &mut float);
