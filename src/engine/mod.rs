@@ -9,3 +9,4 @@ pub mod runtime;
 pub mod score;
 pub mod session;
 pub mod speculate;
+mod translate;

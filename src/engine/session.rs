@@ -13,7 +13,7 @@ use crate::kv::snapshot;
 use crate::kv::store::{KvConfig, KvStore};
 use crate::memory::Aligned;
 use crate::model::forward::{Logits, Scratch};
-use crate::text::sample::{Sampler, SamplerConfig};
+use crate::text::sample::{Hook, Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -217,6 +217,11 @@ impl Session {
         (lock(&self.store).bytes(), other)
     }
 
+    /// Logits go through `hook` before a token is chosen from them, or through none. Forks keep it.
+    pub fn set_logits_hook(&mut self, hook: Option<Hook>) {
+        self.sampler.set_hook(hook);
+    }
+
     /// Adds tokens to the sequence and runs them through the model.
     ///
     /// # Errors
@@ -276,6 +281,17 @@ impl Session {
         self.tokens.push(token);
         self.fresh = false;
         Next::Token(token)
+    }
+
+    /// Adds a token that the caller has chosen; it goes through the model when logits are asked for.
+    ///
+    /// # Errors
+    /// As [`Session::append`].
+    pub(super) fn push(&mut self, token: u32) -> Result<()> {
+        self.check(&[token])?;
+        self.tokens.push(token);
+        self.fresh = false;
+        Ok(())
     }
 
     /// Whether all tokens but the last one are in the cache, as they are between two calls of `next`.

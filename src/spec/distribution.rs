@@ -8,6 +8,8 @@
 use super::random::Random;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
+use std::fmt;
+use std::sync::Arc;
 
 /// How the next token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -113,16 +115,52 @@ pub struct History<'a> {
     pub drafted: &'a [u32],
 }
 
+/// A host's own change to logits, made before all settings: a bias, the mask of a grammar, a token that
+/// must come. Every distribution that stands for the same text needs the same hook: a verifier's, plain
+/// sampling's and, so that it drafts what can be accepted, a drafter's.
+///
+/// What it does may depend on the tokens before and on nothing else. It is asked about futures that
+/// do not come to pass, and about the same one more than once.
+#[derive(Clone)]
+pub struct Hook(Arc<Change>);
+
+type Change = dyn Fn(History<'_>, &mut [f32]) + Send + Sync;
+
+impl Hook {
+    /// A hook that calls `change` with the tokens before and the logits of the next one.
+    pub fn new(change: impl Fn(History<'_>, &mut [f32]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(change))
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
+}
+
 /// A distribution over the tokens that the settings leave, likeliest first, and its buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Distribution {
+    hook: Option<Hook>,
     candidates: Vec<(f32, u32)>,
     weights: Vec<f32>,
-    penalised: Vec<f32>,
+    changed: Vec<f32>,
     used: Vec<u32>,
 }
 
 impl Distribution {
+    /// Logits go through `hook` first from now on, or through none.
+    pub fn set_hook(&mut self, hook: Option<Hook>) {
+        self.hook = hook;
+    }
+
+    /// The hook, if there is one.
+    #[must_use]
+    pub fn hook(&self) -> Option<&Hook> {
+        self.hook.as_ref()
+    }
+
     /// One step of plain sampling: the token after `history`, whose logits are `logits`; nothing when no
     /// logit is above minus infinity. A NaN is never chosen. Takes one random number, whatever is
     /// decided, so that seeds stay comparable, and none when greedy.
@@ -148,15 +186,20 @@ impl Distribution {
         logits: &[f32],
         history: History<'_>,
     ) {
-        if config.penalties.are_off() {
+        if config.penalties.are_off() && self.hook.is_none() {
             self.process(kernels, config, logits);
         } else {
-            let mut penalised = std::mem::take(&mut self.penalised);
-            penalised.clear();
-            penalised.extend_from_slice(logits);
-            self.punish(&config.penalties, history, &mut penalised);
-            self.process(kernels, config, &penalised);
-            self.penalised = penalised;
+            let mut changed = std::mem::take(&mut self.changed);
+            changed.clear();
+            changed.extend_from_slice(logits);
+            if let Some(Hook(change)) = &self.hook {
+                change(history, &mut changed);
+            }
+            if !config.penalties.are_off() {
+                self.punish(&config.penalties, history, &mut changed);
+            }
+            self.process(kernels, config, &changed);
+            self.changed = changed;
         }
     }
 

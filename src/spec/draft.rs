@@ -5,6 +5,8 @@
 //! for seed, however good or bad they are.
 #![forbid(unsafe_code)]
 
+use super::distribution::{Hook, SamplerConfig};
+use super::random::Random;
 use crate::error::Result;
 use std::collections::HashMap;
 
@@ -37,22 +39,42 @@ impl Draft {
     }
 }
 
+/// What a drafter is asked for.
+pub struct Request<'a> {
+    /// All tokens of the sequence. Contexts of one sequence grow; after [`Drafter::rewind`] they may go
+    /// on differently.
+    pub context: &'a [u32],
+    /// The most tokens that are of use.
+    pub most: usize,
+    /// How the target will choose. A drafter that applies the same settings, penalties included, foretells
+    /// more.
+    pub sampler: &'a SamplerConfig,
+    /// What the target's logits go through first.
+    pub hook: Option<&'a Hook>,
+    /// The numbers that the target will choose with, one for each token. A drafter that draws with the
+    /// same ones agrees with the target more often than one that always takes its likeliest token (the
+    /// coupling of Daliri et al. 2408.07978), and what it drafts is still deterministic: the target's
+    /// tokens are as without it.
+    pub random: Random,
+    /// Whether one more token pays after tokens with these confidences.
+    pub go_on: &'a dyn Fn(&[f32]) -> bool,
+}
+
 /// A source of drafts.
 pub trait Drafter: Send {
-    /// Proposes at most `most` tokens to follow `context` (all tokens of the sequence) and adds them to
-    /// `draft`, which is empty; none when it has nothing to say. Contexts of one sequence grow; after
-    /// [`Drafter::rewind`] they may go on differently.
+    /// Proposes at most `request.most` tokens to follow the context and adds them to `draft`, which is
+    /// empty; none when it has nothing to say.
     ///
     /// # Errors
     /// Whatever stops the source; the caller's generation stops with it.
-    fn draft(&mut self, context: &[u32], most: usize, draft: &mut Draft) -> Result<()>;
+    fn draft(&mut self, request: &Request<'_>, draft: &mut Draft) -> Result<()>;
 
-    /// The sequence begins with `context`: after a prompt, and before every draft. For work that is not
-    /// part of drafting and not measured as such.
+    /// The sequence begins with `context`: after a prompt, when all of it is worth knowing (`whole`), and
+    /// before a draft, when the source should make good no more than it needs.
     ///
     /// # Errors
     /// As [`Drafter::draft`].
-    fn prepare(&mut self, context: &[u32]) -> Result<()>;
+    fn prepare(&mut self, context: &[u32], whole: bool) -> Result<()>;
 
     /// The sequence has been cut to `len` tokens.
     fn rewind(&mut self, len: usize);
@@ -62,13 +84,13 @@ pub trait Drafter: Send {
 pub struct Callback<F>(pub F);
 
 impl<F: FnMut(&[u32], usize) -> Vec<u32> + Send> Drafter for Callback<F> {
-    fn draft(&mut self, context: &[u32], most: usize, draft: &mut Draft) -> Result<()> {
-        draft.tokens = (self.0)(context, most);
-        draft.truncate(most);
+    fn draft(&mut self, request: &Request<'_>, draft: &mut Draft) -> Result<()> {
+        draft.tokens = (self.0)(request.context, request.most);
+        draft.truncate(request.most);
         Ok(())
     }
 
-    fn prepare(&mut self, _context: &[u32]) -> Result<()> {
+    fn prepare(&mut self, _context: &[u32], _whole: bool) -> Result<()> {
         Ok(())
     }
 
@@ -98,6 +120,14 @@ impl Ngram {
         Self::default()
     }
 
+    /// Where the text went on after the last time it ended in the last `n` tokens. What another
+    /// sequence left in the index is not believed.
+    fn find(&self, context: &[u32], n: usize) -> Option<usize> {
+        let suffix = &context[context.len() - n..];
+        let next = *self.after.get(&gram(suffix))?;
+        (next < context.len() && context[next - n..next] == *suffix).then_some(next)
+    }
+
     /// Indexes what has been added to the sequence.
     fn catch_up(&mut self, context: &[u32]) {
         self.rewind(context.len());
@@ -117,15 +147,14 @@ fn gram(tokens: &[u32]) -> [u32; LONGEST] {
 }
 
 impl Drafter for Ngram {
-    fn draft(&mut self, context: &[u32], most: usize, draft: &mut Draft) -> Result<()> {
+    fn draft(&mut self, request: &Request<'_>, draft: &mut Draft) -> Result<()> {
+        let context = request.context;
         self.catch_up(context);
-        let found = (1..=LONGEST.min(context.len())).rev().find_map(|n| {
-            let next = self.after.get(&gram(&context[context.len() - n..]))?;
-            Some((n, *next))
-        });
+        let mut lengths = (1..=LONGEST.min(context.len())).rev();
+        let found = lengths.find_map(|n| Some((n, self.find(context, n)?)));
         let Some((n, next)) = found else { return Ok(()) };
         let confidence = n as f32 / LONGEST as f32;
-        for at in next..next + most {
+        for at in next..next + request.most {
             // A text that repeats itself goes on into its own drafts.
             let beyond = at.checked_sub(context.len()).map(|at| draft.tokens[at]);
             let token = beyond.unwrap_or_else(|| context[at]);
@@ -134,7 +163,7 @@ impl Drafter for Ngram {
         Ok(())
     }
 
-    fn prepare(&mut self, context: &[u32]) -> Result<()> {
+    fn prepare(&mut self, context: &[u32], _whole: bool) -> Result<()> {
         self.catch_up(context);
         Ok(())
     }
@@ -151,11 +180,18 @@ impl Drafter for Ngram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::random::Random;
 
     fn drafted(drafter: &mut impl Drafter, context: &[u32], most: usize) -> Vec<u32> {
         let mut draft = Draft::default();
-        drafter.draft(context, most, &mut draft).unwrap();
+        let request = Request {
+            context,
+            most,
+            sampler: &SamplerConfig::greedy(),
+            hook: None,
+            random: Random(0),
+            go_on: &|_| true,
+        };
+        drafter.draft(&request, &mut draft).unwrap();
         assert!(draft.tokens.len() <= most);
         draft.tokens
     }
@@ -213,6 +249,9 @@ mod tests {
         let mut ngram = Ngram::new();
         assert_eq!(drafted(&mut ngram, &[1, 2, 3, 4, 1, 2], 2), [3, 4]);
         assert_eq!(drafted(&mut ngram, &[1, 9, 1], 1), [9]);
+        let mut ngram = Ngram::new();
+        assert_eq!(drafted(&mut ngram, &[1, 2, 1], 1), [2]);
+        assert_eq!(drafted(&mut ngram, &[5, 6, 7, 8, 1], 1), [0; 0]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! [`draft`] proposes, and [`control`] decides how many proposals are worth their time.
 
 pub mod control;
+mod cost;
 pub mod distribution;
 pub mod draft;
 pub mod random;

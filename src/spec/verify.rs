@@ -18,7 +18,7 @@
 //! Past the last accepted draft the target's own distribution gives one more token.
 #![forbid(unsafe_code)]
 
-use super::distribution::{Distribution, History, SamplerConfig};
+use super::distribution::{Distribution, History, Hook, SamplerConfig};
 use super::random::Random;
 use super::tree::Drafts;
 use crate::error::{Error, Result};
@@ -59,6 +59,12 @@ pub struct Verifier {
 }
 
 impl Verifier {
+    /// The target's logits go through `hook` first from now on, with the accepted drafts in the history,
+    /// or through none.
+    pub fn set_hook(&mut self, hook: Option<Hook>) {
+        self.distribution.set_hook(hook);
+    }
+
     /// Decides over one round.
     ///
     /// Takes from `random`: nothing when greedy; for deterministic drafts one number for every token

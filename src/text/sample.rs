@@ -9,7 +9,7 @@ use crate::kernel::Kernels;
 use crate::spec::distribution::{Distribution, History};
 use crate::spec::random::Random;
 
-pub use crate::spec::distribution::{Penalties, SamplerConfig, greedy};
+pub use crate::spec::distribution::{Hook, Penalties, SamplerConfig, greedy};
 
 /// A sampler and its random state.
 #[derive(Clone)]
@@ -33,6 +33,17 @@ impl Sampler {
     #[must_use]
     pub fn config(&self) -> &SamplerConfig {
         &self.config
+    }
+
+    /// Logits go through `hook` first from now on, or through none.
+    pub fn set_hook(&mut self, hook: Option<Hook>) {
+        self.distribution.set_hook(hook);
+    }
+
+    /// The hook, if there is one.
+    #[must_use]
+    pub fn hook(&self) -> Option<&Hook> {
+        self.distribution.hook()
     }
 
     /// The random state, which a verifier carries on.

@@ -169,7 +169,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "text": text,
             "ids": ids,
             "finish": finish.name(),
-            "speculation": speculation(&args.draft, session.controller().metrics()),
+            "speculation": session.controller().map(|c| speculation(&args.draft, c.metrics())),
             "tokens_per_second": figures.decode_rate(ids.len()),
             "prefill_tokens_per_second": rate(prompt_ids.len(), prefill),
             "time_to_first_token_s": figures.first.as_secs_f64(),
@@ -193,16 +193,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 /// The session with what `--draft` asks for.
 fn speculate(draft: &str, session: Session, runtime: Arc<Runtime>) -> nybl::Result<Speculator> {
-    let mut controller = if draft == "ngram" { Controller::always() } else { Controller::new() };
+    let controller = if draft == "ngram" { Controller::always() } else { Controller::new() };
     let drafter: Box<dyn Drafter> = match draft {
         "auto" | "ngram" => Box::new(Ngram::new()),
-        "off" => {
-            controller.set_limit(0);
-            Box::new(Ngram::new())
-        }
+        "off" => return Ok(Speculator::plain(session)),
         path => {
             let model = Model::open_path(runtime, Path::new(path))?;
-            Box::new(ModelDrafter::new(model, session.model().vocab())?)
+            Box::new(ModelDrafter::new(model, session.model())?)
         }
     };
     Speculator::new(session, drafter, controller)
@@ -213,16 +210,29 @@ fn speculation(draft: &str, metrics: &Metrics) -> serde_json::Value {
     let places = metrics.accepted_at.iter().zip(metrics.tried_at);
     let share =
         |(accepted, tried): (&u64, u64)| (tried > 0).then(|| *accepted as f64 / tried as f64);
+    let undrafted = metrics.undrafted;
     serde_json::json!({
         "draft": draft,
         "drafted": metrics.drafted,
         "accepted": metrics.accepted,
         "target_passes": metrics.passes,
         "acceptance_at": places.map(share).collect::<Vec<_>>(),
+        "rounds_of_drafts": metrics.rounds,
+        "undrafted": {
+            "measuring": undrafted.measuring,
+            "limited": undrafted.limited,
+            "not_worth": undrafted.not_worth,
+            "overdrawn": undrafted.overdrawn,
+            "not_found": undrafted.not_found,
+        },
         "k": metrics.current,
+        "limit": metrics.limit,
         "probes": metrics.probes,
+        "early_stops": metrics.early_stops,
         "pass_seconds": metrics.pass_seconds,
         "draft_seconds": metrics.draft_seconds,
+        "catch_up_seconds": metrics.catch_up_seconds,
+        "saved_seconds": metrics.saved_seconds,
     })
 }
 

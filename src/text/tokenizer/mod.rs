@@ -69,6 +69,19 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
+/// What a token stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Name {
+    /// The token that begins a text.
+    Begin,
+    /// The one that ends it.
+    End,
+    /// Another one that is not text, by its name.
+    Special(String),
+    /// These bytes.
+    Text(Box<[u8]>),
+}
+
 impl Tokenizer {
     /// Builds the tokenizer of a GGUF file.
     ///
@@ -240,6 +253,18 @@ impl Tokenizer {
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()
+    }
+
+    /// What every token stands for, by id: what tokens of two vocabularies are compared by.
+    #[must_use]
+    pub fn names(&self) -> Vec<Name> {
+        let name = |id: u32| match self.pieces.get(id) {
+            _ if self.bos == Some(id) => Name::Begin,
+            _ if self.eos.first() == Some(&id) => Name::End,
+            Ok(text) if !self.is_control(id) => Name::Text(text.into()),
+            _ => Name::Special(self.inner.id_to_token(id).unwrap_or_default()),
+        };
+        (0..self.vocab_size() as u32).map(name).collect()
     }
 
     /// The beginning-of-sequence id.
