@@ -1,6 +1,7 @@
 //! Opening a model from any file that can be read.
 #![forbid(unsafe_code)]
 
+use super::cache::Caches;
 use super::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::file::checkpoint::Checkpoint;
@@ -26,6 +27,7 @@ pub struct Model {
     metadata: Metadata,
     config: Config,
     weights: Weights,
+    caches: Caches,
     #[cfg(feature = "text")]
     tokenizer: Option<Tokenizer>,
 }
@@ -94,6 +96,7 @@ impl Model {
             metadata: without_vocabulary(metadata),
             config,
             weights,
+            caches: Caches::default(),
         }))
     }
 
@@ -143,6 +146,17 @@ impl Model {
             kernels: self.runtime.kernels(),
             pool: self.runtime.pool(),
         }
+    }
+
+    /// The KV caches of its sessions.
+    pub(super) fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
+    /// Gives the KV memory that no session holds back to the system, and with it the prompts that could
+    /// have been found there. Returns the bytes.
+    pub fn trim(&self) -> usize {
+        self.caches.trim()
     }
 
     /// Tokens in the vocabulary.

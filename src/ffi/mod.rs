@@ -5,6 +5,7 @@
 //! files, so their doc comments speak to a C reader. The levels below the engine build without it.
 
 mod kernels;
+mod kv;
 mod spec;
 #[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
 mod status;
@@ -19,6 +20,7 @@ mod runtime;
 mod session;
 
 pub use kernels::*;
+pub use kv::*;
 pub use spec::*;
 pub use status::*;
 

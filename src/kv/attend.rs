@@ -258,6 +258,21 @@ impl Rows<'_> {
     }
 }
 
+/// A sequence without an end (StreamingLLM, Xiao et al. 2023): every token looks at the first `sinks`
+/// tokens and at the last `window`, its own included, and everything between is given back.
+///
+/// Keys stay rotated to the positions they were written at. Within the window only distances count, and
+/// those are right. For the sinks a row has a second query, rotated to position `sinks + window - 1`: the
+/// one it would have if the cache held nothing but sinks and window. So no distance is ever longer than
+/// what the cache holds, however many tokens have gone by, and no key is rotated twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streaming {
+    /// First tokens that are kept.
+    pub sinks: usize,
+    /// Last tokens that are kept.
+    pub window: usize,
+}
+
 /// What a query row looks at and how it scores it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sight<'a> {

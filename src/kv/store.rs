@@ -311,6 +311,21 @@ impl KvStore {
         before - self.bytes()
     }
 
+    /// Gives back the memory of blocks that hold nothing, neither for a sequence nor as a prefix.
+    pub fn drop_empty(&mut self) {
+        for block in 0..self.blocks.len() as u32 {
+            if self.pool.is_free(block) && !self.pool.is_cached(block) {
+                self.give_up(block);
+            }
+        }
+    }
+
+    /// Whether there is a spill file.
+    #[must_use]
+    pub fn spills(&self) -> bool {
+        self.spill.is_some()
+    }
+
     /// A free block loses its bytes, and what it had cached.
     fn give_up(&mut self, block: u32) {
         self.pool.forget(block);
