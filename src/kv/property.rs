@@ -9,7 +9,7 @@
 use super::attend::{AttendScratch, Keys, Rows, Sight, attend};
 use super::blocks::{BlockTable, NULL_BLOCK};
 use super::elements;
-use super::hash::{START, mix};
+use super::hash::mix;
 use super::snapshot::{self, Identity};
 use super::store::{KvConfig, KvShape, KvStore};
 use crate::error::Error;
@@ -45,7 +45,7 @@ struct Random(u64);
 impl Choices for Random {
     fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_add(1);
-        (mix(START, self.0) % n as u64) as usize
+        (mix(super::hash::START, self.0) % n as u64) as usize
     }
 }
 
