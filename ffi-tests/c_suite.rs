@@ -3,27 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Runs a command and returns its standard output.
-fn run(command: &mut Command) -> String {
-    // Cargo names the folder above, where an older library may lie, and that beats a program's rpath.
-    command.env("LD_LIBRARY_PATH", libraries());
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let (out, err) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
-    out.into_owned()
-}
-
-/// The folder with libnybl.a and libnybl.so, which were built with this test.
-fn libraries() -> PathBuf {
-    // They lie beside this program, in <target>/<profile>/deps.
-    let program = std::env::current_exe().unwrap();
-    program.parent().unwrap().to_path_buf()
-}
+mod programs;
+use programs::{libraries, model, root, run};
 
 /// What a program needs beside libnybl.a: the README's link line.
 const STATIC_LIBRARIES: [&str; 3] = ["-lm", "-lpthread", "-ldl"];
@@ -63,10 +44,6 @@ fn build(program: &str, link: Link) -> PathBuf {
     out
 }
 
-fn model() -> PathBuf {
-    root().join("models/nursery.nybl")
-}
-
 #[test]
 fn c_prints_the_same_story_as_the_command_line() {
     let prompt = "Once upon a time";
@@ -88,6 +65,33 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+#[test]
+fn sessions_speculate_and_their_tokens_stay() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("speculate", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
+/// Callbacks that stop, re-enter and destroy; two threads at one session and one model.
+#[test]
+fn callbacks_and_threads_get_what_the_header_says() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("callbacks", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
+/// Refuses the first, the second, the third ... buffer, until a run needs no more than are granted.
+#[test]
+fn every_refused_allocation_is_a_status_and_nothing_leaks() {
+    let file = root().join("ffi-tests/data/nursery.F16.gguf");
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("allocation", link)).arg(model()).arg(&file));
+        assert!(out.ends_with("every refusal was a status\n"), "{out}");
+    }
+}
+
 /// A host runtime that uses the kernels and nothing else.
 #[test]
 fn the_kernels_alone() {
@@ -102,9 +106,12 @@ fn the_kernels_alone() {
 fn c_programs_are_clean_under_sanitizers() {
     let programs = [
         ("misuse", &[][..]),
+        ("callbacks", &[]),
+        ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),
         ("foreign_kv", &[]),
+        ("speculate", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
     for (program, arguments) in programs {
@@ -113,7 +120,7 @@ fn c_programs_are_clean_under_sanitizers() {
         assert!(symbols.contains("__asan_init"), "the sanitizer is not in the program");
         // A folder for what some of them write, and for the others the model.
         let first = if program.ends_with("foreign_kv-Sanitized") { folder() } else { model() };
-        run(Command::new(program).arg(first).args(arguments));
+        run(Command::new(program).current_dir(root()).arg(first).args(arguments));
     }
 }
 

@@ -1,16 +1,24 @@
 /* nybl: an embeddable LLM inference kernel. https://crates.io/crates/nybl
  *
- * Generated from src/ffi by cbindgen; `BLESS=1 cargo test --test header` writes it anew.
+ * Generated from src/ffi; `BLESS=1 cargo test --test header` writes it anew.
+ *
+ * Levels, each usable without those after it: kernels, KV cache, verifier, engine (runtime, model, session).
  *
  * Conventions
  * - A fallible function returns nybl_status. Results go through out-parameters, which are set to NULL or
  *   zero first and hold a result only after NYBL_OK. nybl_last_error() has the words for a failure.
- * - Ownership is in the name: _create, _open and _retain give the caller a handle, _destroy and _release
- *   take it back and accept NULL, _get_ borrows for as long as the function says.
+ * - Ownership is in the name: _create, _open, _fork and _retain give the caller a handle; _destroy, _close and
+ *   _release take it back and accept NULL; _get_ borrows for as long as the function says; what fills memory
+ *   of the caller says how much of it. To use or give back a handle that was given back is undefined.
  * - Every struct starts with struct_size, which the caller sets to its sizeof. Zero in any other field is
- *   the default, so `= {0}` and the size make a valid config.
+ *   the default, so `= {0}` and the size make a valid config. A struct grows at its end: an older program's
+ *   shorter one is understood, and so is a newer program's longer one, unless it sets what is not known.
  * - Text is UTF-8 with a length, never zero-terminated unless the function says so.
- * - No function aborts or unwinds into the caller, and nothing is global but the last error of a thread.
+ * - Each handle says which threads may use it. Callbacks run on the thread that called, unless they say
+ *   otherwise, and get back the context that was passed with them.
+ * - No function unwinds into the caller, and nothing is global but the last error of a thread.
+ * - Functions, fields at the end of structs, and codes are added; none is changed or removed within an
+ *   NYBL_ABI_MAJOR.
  */
 
 #ifndef NYBL_H
@@ -18,6 +26,81 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+/* Defined before this header as, say, app_: the library was given that prefix by
+ * scripts/prefix.sh, so that two copies can live in one program. */
+#ifdef NYBL_SYMBOL_PREFIX
+#define NYBL_JOIN_(prefix, name) prefix##name
+#define NYBL_JOIN(prefix, name) NYBL_JOIN_(prefix, name)
+#define nybl_abi_version NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_abi_version)
+#define nybl_version_string NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_version_string)
+#define nybl_status_name NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_status_name)
+#define nybl_last_error NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_last_error)
+#define nybl_pack_size NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_pack_size)
+#define nybl_pack NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_pack)
+#define nybl_unpack_rows NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_unpack_rows)
+#define nybl_matmul_scratch_size NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_matmul_scratch_size)
+#define nybl_quantize_activations NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_quantize_activations)
+#define nybl_matmul NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_matmul)
+#define nybl_cpu_features NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_cpu_features)
+#define nybl_kernel_name NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kernel_name)
+#define nybl_kv_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_create)
+#define nybl_kv_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_destroy)
+#define nybl_kv_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_get_stats)
+#define nybl_kv_trim NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_trim)
+#define nybl_kv_sequence_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_create)
+#define nybl_kv_sequence_fork NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_fork)
+#define nybl_kv_sequence_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_destroy)
+#define nybl_kv_sequence_length NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_length)
+#define nybl_kv_sequence_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_truncate)
+#define nybl_kv_reserve NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_reserve)
+#define nybl_kv_write NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_write)
+#define nybl_kv_attend NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_attend)
+#define nybl_kv_commit NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_commit)
+#define nybl_kv_reuse NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_reuse)
+#define nybl_kv_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_share)
+#define nybl_kv_drop NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_drop)
+#define nybl_kv_save NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_save)
+#define nybl_kv_load NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_load)
+#define nybl_verify NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_verify)
+#define nybl_drafter_create_ngram NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_ngram)
+#define nybl_drafter_create_callback NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_callback)
+#define nybl_drafter_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_destroy)
+#define nybl_drafter_draft NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_draft)
+#define nybl_drafter_rewind NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_rewind)
+#define nybl_runtime_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_create)
+#define nybl_runtime_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_destroy)
+#define nybl_model_open NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open)
+#define nybl_model_retain NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_retain)
+#define nybl_model_release NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_release)
+#define nybl_model_get_info NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_get_info)
+#define nybl_tokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_tokenize)
+#define nybl_detokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_detokenize)
+#define nybl_session_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_create)
+#define nybl_session_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_destroy)
+#define nybl_session_append NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_append)
+#define nybl_session_next NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_next)
+#define nybl_session_generate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_generate)
+#define nybl_session_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_truncate)
+#define nybl_session_reset NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_reset)
+#define nybl_session_get_logits NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_logits)
+#define nybl_drafter_create_model NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_model)
+#define nybl_spec_attach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_attach)
+#define nybl_spec_detach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_detach)
+#define nybl_spec_set_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_set_share)
+#define nybl_spec_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_get_stats)
+#define nybl_get_api NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_get_api)
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* -------------------------------------------------------------------------------------------------
+ * Statuses, errors and versions
+ *
+ * What every call comes to, the words for a failure, and which library this is. Any thread, at any time.
+ */
 
 /**
  * Changes when a program built against an older header would break.
@@ -28,6 +111,114 @@
  * Grows when something is added.
  */
 #define NYBL_ABI_MINOR 0
+
+/**
+ * What a call came to: NYBL_OK or a code whose second byte is its class (1 the caller's mistake, 2 a
+ * resource, 3 the data, 4 the state of a handle, 5 a bug in nybl). Codes are never reused; treat one
+ * you do not know by its class.
+ */
+typedef int32_t nybl_status;
+
+/**
+ * Done.
+ */
+#define NYBL_OK 0
+
+/**
+ * An argument is NULL or outside what the function documents.
+ */
+#define NYBL_ERR_INVALID_ARGUMENT 0x0101
+
+/**
+ * Well formed, but this build cannot do it.
+ */
+#define NYBL_ERR_UNSUPPORTED 0x0102
+
+/**
+ * The caller's buffer is too small; the needed length has been stored.
+ */
+#define NYBL_ERR_BUFFER_TOO_SMALL 0x0103
+
+/**
+ * The system refused memory.
+ */
+#define NYBL_ERR_OUT_OF_MEMORY 0x0201
+
+/**
+ * The system refused to open, read, map or write a file.
+ */
+#define NYBL_ERR_IO 0x0202
+
+/**
+ * The KV cache has used its budget up; truncate or free a sequence.
+ */
+#define NYBL_ERR_KV_EXHAUSTED 0x0203
+
+/**
+ * A file contradicts its own format.
+ */
+#define NYBL_ERR_CORRUPT 0x0301
+
+/**
+ * The session holds as many tokens as its context allows.
+ */
+#define NYBL_ERR_CONTEXT_FULL 0x0401
+
+/**
+ * An earlier call on this session failed part-way; reset it.
+ */
+#define NYBL_ERR_POISONED 0x0402
+
+/**
+ * Another thread is inside a call on this handle.
+ */
+#define NYBL_ERR_BUSY 0x0403
+
+/**
+ * The call was cancelled; the session holds what it held before.
+ */
+#define NYBL_ERR_CANCELLED 0x0404
+
+/**
+ * The device is too hot to go on; nothing has changed. Try again later, after a new report.
+ */
+#define NYBL_ERR_THERMAL_PAUSE 0x0405
+
+/**
+ * A bug in nybl, caught before it could reach the caller.
+ */
+#define NYBL_ERR_INTERNAL 0x0501
+
+/**
+ * The ABI version of the loaded library: major << 16 | minor. Compare the major with NYBL_ABI_MAJOR.
+ */
+uint32_t nybl_abi_version(void);
+
+/**
+ * The library's version as text, such as "0.1.0". Static.
+ */
+const char *nybl_version_string(void);
+
+/**
+ * The name of a status, such as "NYBL_ERR_IO"; "NYBL_ERR_UNKNOWN" for one this library does not have.
+ * Static.
+ */
+const char *nybl_status_name(nybl_status status);
+
+/**
+ * Copies what the last failing call of this thread had to say into `buffer`, zero-terminated and cut to
+ * `capacity`, and returns the length of the whole text without the zero. A call that succeeds leaves
+ * the text alone. `buffer` may be NULL to ask for the length.
+ */
+size_t nybl_last_error(char *buffer,
+                       size_t capacity);
+
+/* -------------------------------------------------------------------------------------------------
+ * Kernels
+ *
+ * The matrix kernels alone, for host runtimes that own memory and threads: stateless, no allocation, no I/O.
+ * Any thread may call them, several at a time, on memory that nobody else writes.
+ */
 
 /**
  * nybl_layout.format: 32-bit floats.
@@ -116,6 +307,31 @@
 #define NYBL_WEIGHTS_CODES 3
 
 /**
+ * nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
+ * points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
+ * int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+ * columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
+ */
+#define NYBL_WEIGHTS_GPTQ 4
+
+/**
+ * nybl_weights.kind: as NYBL_WEIGHTS_GPTQ, zero points as they are.
+ */
+#define NYBL_WEIGHTS_GPTQ_V2 5
+
+/**
+ * nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
+ * int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+ */
+#define NYBL_WEIGHTS_AWQ 6
+
+/**
+ * nybl_weights.kind: `values` are the bytes of GGUF blocks, row after row, group 32: Q4_0 for Q4, Q4_1 for Q4M,
+ * Q8_0 for Q8.
+ */
+#define NYBL_WEIGHTS_GGUF 7
+
+/**
  * A CPU feature: fixed-width vectors of the target's baseline.
  */
 #define NYBL_CPU_PORTABLE 1
@@ -151,83 +367,9 @@
 #define NYBL_CPU_SVE 64
 
 /**
- * Keys and values as they are given.
+ * A CPU feature: AVX-VNNI, dots of four bytes on 256 bits.
  */
-#define NYBL_KV_F32 0
-
-/**
- * Rounded to half precision: half the memory.
- */
-#define NYBL_KV_F16 1
-
-/**
- * Eight bits and a scale for each token and head: about a quarter of the memory.
- */
-#define NYBL_KV_I8 2
-
-/**
- * Keys of eight bits, values of four; the first 64 tokens of a sequence stay in half precision.
- */
-#define NYBL_KV_I4 3
-
-/**
- * For nybl_tokenize(): begin with the model's begin-of-sequence token if it wants one.
- */
-#define NYBL_TOKENIZE_ADD_SPECIAL 1
-
-/**
- * For nybl_tokenize(): text that names a special token becomes that token. Never set it for text from a
- * user, who could then write control tokens.
- */
-#define NYBL_TOKENIZE_PARSE_SPECIAL 2
-
-/**
- * nybl_event.kind: a token was generated.
- */
-#define NYBL_EVENT_TOKEN 1
-
-/**
- * nybl_event.kind: the model ended its text; `token` tells how and is no part of the sequence.
- */
-#define NYBL_EVENT_END 2
-
-/**
- * nybl_event.kind: the context is full.
- */
-#define NYBL_EVENT_CONTEXT_FULL 3
-
-/**
- * A cache: blocks of keys and values that sequences share. Any thread may call; calls on one cache run
- * one after the other.
- */
-typedef struct nybl_kv nybl_kv;
-
-/**
- * One sequence of tokens in a cache. One thread at a time; a second one gets NYBL_ERR_BUSY.
- */
-typedef struct nybl_kv_sequence nybl_kv_sequence;
-
-/**
- * An opened model. Any thread may use it, several at a time.
- */
-typedef struct nybl_model nybl_model;
-
-/**
- * Threads and kernels; what would otherwise be global. Any thread may use it.
- */
-typedef struct nybl_runtime nybl_runtime;
-
-/**
- * One sequence of tokens on a model. One thread at a time; a second one gets NYBL_ERR_BUSY.
- */
-typedef struct nybl_session nybl_session;
-
-/**
- * What a call came to: NYBL_OK or a code whose second byte is its class (1 the caller's mistake, 2 a
- * resource, 3 the data, 4 the state of a handle, 5 a bug in nybl). Codes are never reused; treat one
- * you do not know by its class.
- */
-typedef int32_t nybl_status;
+#define NYBL_CPU_AVXVNNI 128
 
 /**
  * Format and shape of a matrix W[n, k]: n outputs, k inputs.
@@ -269,15 +411,15 @@ typedef struct nybl_weights {
      */
     int32_t kind;
     /**
-     * n * k values of that kind.
+     * n * k values of that kind, or what the kind says.
      */
     const void *values;
     /**
-     * Number of values.
+     * Number of values: floats, codes, int32 words or, for GGUF, bytes.
      */
     size_t values_count;
     /**
-     * For codes: one f16 for each row and group, ceil(k / group) of them a row.
+     * For codes: one f16 for each row and group, ceil(k / group) of them a row. GPTQ and AWQ: by group and row.
      */
     const uint16_t *scales;
     /**
@@ -286,11 +428,11 @@ typedef struct nybl_weights {
     size_t scales_count;
     /**
      * For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
-     * and group; else NULL.
+     * and group; for GPTQ and AWQ the int32 words of qzeros; else NULL.
      */
-    const uint16_t *offsets;
+    const void *offsets;
     /**
-     * Number of offsets.
+     * Number of offsets, or of words.
      */
     size_t offsets_count;
 } nybl_weights;
@@ -340,10 +482,126 @@ typedef struct nybl_matmul_args {
      */
     float *y;
     /**
-     * Floats from one row of y to the next, at least n.
+     * Elements from one row of outputs to the next, at least n.
      */
     size_t y_stride;
+    /**
+     * n floats that are added to every row, or NULL.
+     */
+    const float *bias;
+    /**
+     * The least and the largest output after the bias; both 0 for no bounds.
+     */
+    float clamp_low;
+    /**
+     * See clamp_low.
+     */
+    float clamp_high;
+    /**
+     * Where outputs go as halves (f16 bits), laid out like y, which is then not used; or NULL.
+     */
+    uint16_t *y_f16;
 } nybl_matmul_args;
+
+/**
+ * Stores the bytes that nybl_pack() writes for a matrix of this layout.
+ */
+nybl_status nybl_pack_size(const struct nybl_layout *layout, size_t *bytes);
+
+/**
+ * Packs a matrix into `packed`, which has room for nybl_pack_size() bytes. The result is the same for
+ * every CPU: it may be kept in a file and mapped.
+ */
+nybl_status nybl_pack(const struct nybl_layout *layout,
+                      const struct nybl_weights *weights,
+                      void *packed,
+                      size_t packed_len);
+
+/**
+ * Writes rows `row` to `row + count` of a packed matrix as floats, k for each.
+ */
+nybl_status nybl_unpack_rows(const struct nybl_layout *layout,
+                             const void *packed,
+                             size_t packed_len,
+                             size_t row,
+                             size_t count,
+                             float *out);
+
+/**
+ * Stores the bytes that nybl_quantize_activations() writes for m rows; 64 bytes are a good alignment, 4 the
+ * least.
+ */
+nybl_status nybl_matmul_scratch_size(const struct nybl_layout *layout,
+                                     size_t m,
+                                     size_t *bytes);
+
+/**
+ * Prepares m rows of k floats, `x_stride` floats apart, for products with matrices of this k, group and
+ * kind of format: int8 groups for quantised formats, a copy for floats. One call serves all matrices that
+ * share an input (query, key and value; gate and up).
+ */
+nybl_status nybl_quantize_activations(const struct nybl_layout *layout,
+                                      const float *x,
+                                      size_t x_stride,
+                                      size_t m,
+                                      void *scratch,
+                                      size_t scratch_len);
+
+/**
+ * Multiplies the outputs n0 to n1 on the calling thread. Several threads may call it for different
+ * ranges of one product at the same time. The result does not depend on the ranges, on m or on the CPU.
+ */
+nybl_status nybl_matmul(const struct nybl_layout *layout,
+                        const struct nybl_matmul_args *args);
+
+/**
+ * The features of this CPU that kernels use, a sum of NYBL_CPU_*.
+ */
+uint32_t nybl_cpu_features(void);
+
+/**
+ * Copies the name of the kernel that nybl_matmul() would use, such as "q4-matmul-dotprod", into `buffer`,
+ * zero-terminated and cut to `capacity`.
+ */
+nybl_status nybl_kernel_name(const struct nybl_layout *layout,
+                             uint32_t features,
+                             char *buffer,
+                             size_t capacity);
+
+/* -------------------------------------------------------------------------------------------------
+ * The KV cache alone, for hosts that compute keys, values and queries themselves.
+ */
+
+/**
+ * Keys and values as they are given.
+ */
+#define NYBL_KV_F32 0
+
+/**
+ * Rounded to half precision: half the memory.
+ */
+#define NYBL_KV_F16 1
+
+/**
+ * Eight bits and a scale for each token and head: about a quarter of the memory.
+ */
+#define NYBL_KV_I8 2
+
+/**
+ * Keys of eight bits, values of four; the first 64 tokens of a sequence stay in half precision.
+ */
+#define NYBL_KV_I4 3
+
+/**
+ * A cache: blocks of keys and values that sequences share. Any thread may call; calls on one cache run
+ * one after the other.
+ */
+typedef struct nybl_kv nybl_kv;
+
+/**
+ * One sequence of tokens in a cache. One thread at a time; a second one gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_kv_sequence nybl_kv_sequence;
 
 /**
  * Settings of a cache. Zero is the default where one is named.
@@ -526,446 +784,6 @@ typedef struct nybl_kv_attend_args {
 } nybl_kv_attend_args;
 
 /**
- * How a token is chosen from logits; all zeros is greedy.
- */
-typedef struct nybl_sampler {
-    /**
-     * sizeof(nybl_sampler).
-     */
-    uint32_t struct_size;
-    /**
-     * Divides the logits before they become probabilities; 0 takes the largest, the lowest id on ties.
-     */
-    float temperature;
-    /**
-     * Keep the top_k largest; 0 keeps all.
-     */
-    uint32_t top_k;
-    /**
-     * Keep the likeliest tokens that together reach this probability; 0 keeps all.
-     */
-    float top_p;
-    /**
-     * Keep tokens at least this much as probable as the likeliest; 0 keeps all.
-     */
-    float min_p;
-    /**
-     * Divides the logit of a token of the history when positive, multiplies it otherwise; 0 for 1.
-     */
-    float repeat_penalty;
-    /**
-     * Taken from the logit of a token for every time it is in the history.
-     */
-    float frequency_penalty;
-    /**
-     * Taken once from the logit of a token that is in the history.
-     */
-    float presence_penalty;
-    /**
-     * How many of the last tokens of the history count; 0 for all.
-     */
-    uint32_t penalty_window;
-    /**
-     * Not used; must be zero.
-     */
-    uint32_t reserved;
-} nybl_sampler;
-
-/**
- * What nybl_verify() decides over. Rows are the tokens of one pass of the target model: row 0 is the last
- * token of the sequence, row i + 1 is draft i.
- */
-typedef struct nybl_verify_args {
-    /**
-     * sizeof(nybl_verify_args).
-     */
-    uint32_t struct_size;
-    /**
-     * Tokens of the vocabulary.
-     */
-    uint32_t vocab;
-    /**
-     * The target's logits after each row: (n_drafts + 1) x vocab.
-     */
-    const float *logits;
-    /**
-     * The drafted tokens.
-     */
-    const uint32_t *drafts;
-    /**
-     * How many there are; may be 0.
-     */
-    size_t n_drafts;
-    /**
-     * The row that each draft follows, lower than the draft's own; NULL for a chain. Drafts that
-     * follow the same row are alternatives. Compute the target so that a row sees itself and its
-     * ancestors only.
-     */
-    const uint32_t *parents;
-    /**
-     * The distributions that the drafts were drawn from, n_drafts x vocab: row r is what the drafts that
-     * follow row r were drawn from, without replacement and in their order, after all of the
-     * drafter's own processing. NULL when the drafts were not drawn: greedy or looked up.
-     */
-    const float *draft_probabilities;
-    /**
-     * The sequence so far, for penalties; may be NULL.
-     */
-    const uint32_t *history;
-    /**
-     * Tokens in history.
-     */
-    size_t n_history;
-    /**
-     * The target's sampler; NULL for greedy.
-     */
-    const struct nybl_sampler *sampler;
-} nybl_verify_args;
-
-/**
- * Settings of a runtime; all zeros is the default.
- */
-typedef struct nybl_runtime_config {
-    /**
-     * sizeof(nybl_runtime_config).
-     */
-    uint32_t struct_size;
-    /**
-     * Threads to compute with, the calling one included; 0 for one on each available core.
-     */
-    uint32_t threads;
-    /**
-     * The strongest instruction set to use, such as "avx2", or NULL for all the CPU has.
-     */
-    const char *isa;
-    /**
-     * Length of isa in bytes.
-     */
-    size_t isa_len;
-} nybl_runtime_config;
-
-/**
- * What a model is.
- */
-typedef struct nybl_model_info {
-    /**
-     * sizeof(nybl_model_info).
-     */
-    uint32_t struct_size;
-    /**
-     * Tokens in the vocabulary.
-     */
-    uint32_t vocab;
-    /**
-     * Tokens the model was trained to see.
-     */
-    uint32_t context;
-    /**
-     * Transformer blocks.
-     */
-    uint32_t n_layers;
-    /**
-     * Width of the residual stream.
-     */
-    uint32_t d_model;
-    /**
-     * Query heads.
-     */
-    uint32_t n_heads;
-    /**
-     * Heads of keys and values.
-     */
-    uint32_t n_kv_heads;
-    /**
-     * Floats in a head.
-     */
-    uint32_t head_dim;
-    /**
-     * Bytes that a token costs in the KV cache.
-     */
-    uint64_t kv_token_bytes;
-    /**
-     * Bytes of weights in the mapping of the file: clean, shared, reclaimable.
-     */
-    uint64_t mapped_bytes;
-    /**
-     * Bytes of weights in private memory.
-     */
-    uint64_t private_bytes;
-} nybl_model_info;
-
-/**
- * Settings of a session; all zeros is the default: the model's context, greedy decoding.
- */
-typedef struct nybl_session_config {
-    /**
-     * sizeof(nybl_session_config).
-     */
-    uint32_t struct_size;
-    /**
-     * Tokens the session can hold; 0 for as many as the model was trained for.
-     */
-    uint32_t context;
-    /**
-     * Prompt tokens that go through the model together; 0 for the default. Does not change a result.
-     */
-    uint32_t prefill_chunk;
-    /**
-     * Divides the logits before sampling; 0 always takes the likeliest token.
-     */
-    float temperature;
-    /**
-     * Keep the top_k likeliest tokens; 0 keeps all.
-     */
-    uint32_t top_k;
-    /**
-     * Keep the likeliest tokens that together reach this probability; 0 keeps all.
-     */
-    float top_p;
-    /**
-     * Keep tokens at least this much as probable as the likeliest; 0 keeps all.
-     */
-    float min_p;
-    /**
-     * Not used; must be zero.
-     */
-    uint32_t reserved;
-    /**
-     * Where the random numbers start: the same seed gives the same tokens on every device.
-     */
-    uint64_t seed;
-    /**
-     * One of NYBL_KV_*: how keys and values are kept. All but NYBL_KV_F32 take less memory and round them.
-     */
-    uint32_t kv_format;
-    /**
-     * With `window`: the first tokens that are looked at and kept for good; 4 is usual.
-     */
-    uint32_t sinks;
-    /**
-     * When not 0, every token looks at the first `sinks` and the last `window` tokens alone, and only those
-     * are kept: `context` may then be longer than what the model was trained for, `sinks` and `window`
-     * together may not.
-     */
-    uint32_t window;
-    /**
-     * Not used; must be zero.
-     */
-    uint32_t reserved2;
-    /**
-     * Bytes of memory for the keys and values of all sessions of the model that agree in the settings
-     * above; 0 for as many as their contexts need.
-     */
-    uint64_t kv_budget;
-    /**
-     * A folder for a file that takes those of idle sessions when this is used up; NULL for none.
-     */
-    const char *kv_spill_folder;
-    /**
-     * Length of kv_spill_folder in bytes.
-     */
-    size_t kv_spill_folder_len;
-    /**
-     * Bytes that this file may take.
-     */
-    uint64_t kv_spill_budget;
-} nybl_session_config;
-
-/**
- * What nybl_session_next() came to.
- */
-typedef struct nybl_event {
-    /**
-     * sizeof(nybl_event).
-     */
-    uint32_t struct_size;
-    /**
-     * One of NYBL_EVENT_*.
-     */
-    int32_t kind;
-    /**
-     * The token.
-     */
-    uint32_t token;
-    /**
-     * Not used.
-     */
-    uint32_t reserved;
-    /**
-     * Text that became certain with this event: whole UTF-8 characters, not zero-terminated, possibly
-     * none. Valid until the next call on the session.
-     */
-    const char *text;
-    /**
-     * Length of text in bytes.
-     */
-    size_t text_len;
-} nybl_event;
-
-/**
- * Done.
- */
-#define NYBL_OK 0
-
-/**
- * An argument is NULL or outside what the function documents.
- */
-#define NYBL_ERR_INVALID_ARGUMENT 257
-
-/**
- * Well formed, but this build cannot do it.
- */
-#define NYBL_ERR_UNSUPPORTED 258
-
-/**
- * The caller's buffer is too small; the needed length has been stored.
- */
-#define NYBL_ERR_BUFFER_TOO_SMALL 259
-
-/**
- * The system refused memory.
- */
-#define NYBL_ERR_OUT_OF_MEMORY 513
-
-/**
- * The system refused to open, read, map or write a file.
- */
-#define NYBL_ERR_IO 514
-
-/**
- * The KV cache has used its budget up; truncate or free a sequence.
- */
-#define NYBL_ERR_KV_EXHAUSTED 515
-
-/**
- * A file contradicts its own format.
- */
-#define NYBL_ERR_CORRUPT 769
-
-/**
- * The session holds as many tokens as its context allows.
- */
-#define NYBL_ERR_CONTEXT_FULL 1025
-
-/**
- * An earlier call on this session failed part-way; reset it.
- */
-#define NYBL_ERR_POISONED 1026
-
-/**
- * Another thread is inside a call on this handle.
- */
-#define NYBL_ERR_BUSY 1027
-
-/**
- * The call was cancelled; the session holds what it held before.
- */
-#define NYBL_ERR_CANCELLED 1028
-
-/**
- * The device is too hot to go on; nothing has changed. Try again later, after a new report.
- */
-#define NYBL_ERR_THERMAL_PAUSE 1029
-
-/**
- * A bug in nybl, caught before it could reach the caller.
- */
-#define NYBL_ERR_INTERNAL 1281
-
-#ifdef __cplusplus
-extern "C" {
-#endif // __cplusplus
-
-/**
- * The ABI version of the loaded library: major << 16 | minor. Compare the major with NYBL_ABI_MAJOR.
- */
-uint32_t nybl_abi_version(void);
-
-/**
- * The library's version as text, such as "0.1.0". Static.
- */
-const char *nybl_version_string(void);
-
-/**
- * The name of a status, such as "NYBL_ERR_IO"; "NYBL_ERR_UNKNOWN" for one this library does not have.
- * Static.
- */
-const char *nybl_status_name(nybl_status status);
-
-/**
- * Copies what the last failing call of this thread had to say into `buffer`, zero-terminated and cut to
- * `capacity`, and returns the length of the whole text without the zero. A call that succeeds leaves
- * the text alone. `buffer` may be NULL to ask for the length.
- */
-size_t nybl_last_error(char *buffer,
-                       size_t capacity);
-
-/**
- * Stores the bytes that nybl_pack() writes for a matrix of this layout.
- */
-nybl_status nybl_pack_size(const struct nybl_layout *layout, size_t *bytes);
-
-/**
- * Packs a matrix into `packed`, which has room for nybl_pack_size() bytes. The result is the same for
- * every CPU: it may be kept in a file and mapped.
- */
-nybl_status nybl_pack(const struct nybl_layout *layout,
-                      const struct nybl_weights *weights,
-                      void *packed,
-                      size_t packed_len);
-
-/**
- * Writes rows `row` to `row + count` of a packed matrix as floats, k for each.
- */
-nybl_status nybl_unpack_rows(const struct nybl_layout *layout,
-                             const void *packed,
-                             size_t packed_len,
-                             size_t row,
-                             size_t count,
-                             float *out);
-
-/**
- * Stores the bytes that nybl_quantize_activations() writes for m rows; 64 bytes are a good alignment, 4 the
- * least.
- */
-nybl_status nybl_matmul_scratch_size(const struct nybl_layout *layout,
-                                     size_t m,
-                                     size_t *bytes);
-
-/**
- * Prepares m rows of k floats, `x_stride` floats apart, for products with matrices of this k, group and
- * kind of format: int8 groups for quantised formats, a copy for floats. One call serves all matrices that
- * share an input (query, key and value; gate and up).
- */
-nybl_status nybl_quantize_activations(const struct nybl_layout *layout,
-                                      const float *x,
-                                      size_t x_stride,
-                                      size_t m,
-                                      void *scratch,
-                                      size_t scratch_len);
-
-/**
- * Multiplies the outputs n0 to n1 on the calling thread. Several threads may call it for different
- * ranges of one product at the same time. The result does not depend on the ranges, on m or on the CPU.
- */
-nybl_status nybl_matmul(const struct nybl_layout *layout,
-                        const struct nybl_matmul_args *args);
-
-/**
- * The features of this CPU that kernels use, a sum of NYBL_CPU_*.
- */
-uint32_t nybl_cpu_features(void);
-
-/**
- * Copies the name of the kernel that nybl_matmul() would use, such as "q4-matmul-dotprod", into `buffer`,
- * zero-terminated and cut to `capacity`.
- */
-nybl_status nybl_kernel_name(const struct nybl_layout *layout,
-                             uint32_t features,
-                             char *buffer,
-                             size_t capacity);
-
-/**
  * Makes an empty cache. Destroy it with nybl_kv_destroy().
  */
 nybl_status nybl_kv_create(const struct nybl_kv_config *config, struct nybl_kv **out);
@@ -1104,6 +922,109 @@ nybl_status nybl_kv_load(struct nybl_kv_sequence *sequence,
                          size_t capacity,
                          size_t *count);
 
+/* -------------------------------------------------------------------------------------------------
+ * Verifier
+ *
+ * Which drafted tokens stand, over plain arrays: for hosts that run their models elsewhere. Stateless; any thread.
+ */
+
+/**
+ * How a token is chosen from logits; all zeros is greedy.
+ */
+typedef struct nybl_sampler {
+    /**
+     * sizeof(nybl_sampler).
+     */
+    uint32_t struct_size;
+    /**
+     * Divides the logits before they become probabilities; 0 takes the largest, the lowest id on ties.
+     */
+    float temperature;
+    /**
+     * Keep the top_k largest; 0 keeps all.
+     */
+    uint32_t top_k;
+    /**
+     * Keep the likeliest tokens that together reach this probability; 0 keeps all.
+     */
+    float top_p;
+    /**
+     * Keep tokens at least this much as probable as the likeliest; 0 keeps all.
+     */
+    float min_p;
+    /**
+     * Divides the logit of a token of the history when positive, multiplies it otherwise; 0 for 1.
+     */
+    float repeat_penalty;
+    /**
+     * Taken from the logit of a token for every time it is in the history.
+     */
+    float frequency_penalty;
+    /**
+     * Taken once from the logit of a token that is in the history.
+     */
+    float presence_penalty;
+    /**
+     * How many of the last tokens of the history count; 0 for all.
+     */
+    uint32_t penalty_window;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_sampler;
+
+/**
+ * What nybl_verify() decides over. Rows are the tokens of one pass of the target model: row 0 is the last
+ * token of the sequence, row i + 1 is draft i.
+ */
+typedef struct nybl_verify_args {
+    /**
+     * sizeof(nybl_verify_args).
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens of the vocabulary.
+     */
+    uint32_t vocab;
+    /**
+     * The target's logits after each row: (n_drafts + 1) x vocab.
+     */
+    const float *logits;
+    /**
+     * The drafted tokens.
+     */
+    const uint32_t *drafts;
+    /**
+     * How many there are; may be 0.
+     */
+    size_t n_drafts;
+    /**
+     * The row that each draft follows, lower than the draft's own; NULL for a chain. Drafts that
+     * follow the same row are alternatives. Compute the target so that a row sees itself and its
+     * ancestors only.
+     */
+    const uint32_t *parents;
+    /**
+     * The distributions that the drafts were drawn from, n_drafts x vocab: row r is what the drafts that
+     * follow row r were drawn from, without replacement and in their order, after all of the
+     * drafter's own processing. NULL when the drafts were not drawn: greedy or looked up.
+     */
+    const float *draft_probabilities;
+    /**
+     * The sequence so far, for penalties; may be NULL.
+     */
+    const uint32_t *history;
+    /**
+     * Tokens in history.
+     */
+    size_t n_history;
+    /**
+     * The target's sampler; NULL for greedy.
+     */
+    const struct nybl_sampler *sampler;
+} nybl_verify_args;
+
 /**
  * Decides which drafts stand. What comes out is distributed exactly as if the target had been sampled
  * alone; a greedy target gives its own tokens, and so does a seed when the drafts were not drawn.
@@ -1123,6 +1044,146 @@ nybl_status nybl_verify(const struct nybl_verify_args *args,
                         size_t *accepted,
                         uint32_t *next);
 
+/* -------------------------------------------------------------------------------------------------
+ * Drafters
+ *
+ * Where drafts come from: n-grams of the text, a function of the host, a smaller model. For a session of this
+ * library (nybl_spec_attach()), or for a host that verifies with nybl_verify().
+ */
+
+/**
+ * A source of drafts for one sequence. One thread at a time; a second one gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_drafter nybl_drafter;
+
+/**
+ * Proposes tokens to follow the `n_tokens` tokens of the sequence: stores at most `capacity` of them in
+ * `drafts`, how sure it is of each, from 0 to 1, in `confidence` (which holds 0.5 before), and returns how many
+ * there are; 0 when it has nothing to say. The pointers are valid during the call. It must not unwind or jump
+ * out, and calls on the session that it drafts for get NYBL_ERR_BUSY.
+ */
+typedef size_t (*nybl_draft_fn)(void *context,
+                                const uint32_t *tokens,
+                                size_t n_tokens,
+                                uint32_t *drafts,
+                                float *confidence,
+                                size_t capacity);
+
+/**
+ * Makes a drafter that looks up what followed the last one to four tokens when they were last seen in the
+ * sequence. Costs next to nothing and pays where a text repeats itself or its prompt: summaries, code,
+ * conversations. Destroy it with nybl_drafter_destroy().
+ */
+nybl_status nybl_drafter_create_ngram(struct nybl_drafter **out);
+
+/**
+ * Makes a drafter that calls `draft` with `context`, on the threads that ask for drafts. Destroy it with
+ * nybl_drafter_destroy(); `context` must live as long, and as long as a session that it is attached to.
+ */
+nybl_status nybl_drafter_create_callback(nybl_draft_fn draft,
+                                         void *context,
+                                         struct nybl_drafter **out);
+
+/**
+ * Gives up a drafter. A session that it is attached to keeps it. NULL is ignored.
+ */
+void nybl_drafter_destroy(struct nybl_drafter *drafter);
+
+/**
+ * Drafts for a host that runs its target elsewhere: stores at most `capacity` tokens to follow the `n_tokens`
+ * tokens of the sequence in `drafts`, how sure the drafter is of each in `confidence` (may be NULL), and their
+ * number in `count`. Verify them with nybl_verify(), without draft_probabilities. The sequence may grow
+ * between calls; when it has been cut or replaced, call nybl_drafter_rewind() first. NYBL_ERR_BUSY while a
+ * session has the drafter.
+ */
+nybl_status nybl_drafter_draft(struct nybl_drafter *drafter,
+                               const uint32_t *tokens,
+                               size_t n_tokens,
+                               uint32_t *drafts,
+                               float *confidence,
+                               size_t capacity,
+                               size_t *count);
+
+/**
+ * Tells a drafter that its sequence has been cut to `len` tokens; 0 for another sequence.
+ */
+nybl_status nybl_drafter_rewind(struct nybl_drafter *drafter, size_t len);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: runtime
+ *
+ * Threads, kernels and memory: what would otherwise be global. Two runtimes share nothing.
+ */
+
+/**
+ * A runtime. Any thread may use it, several at a time.
+ */
+typedef struct nybl_runtime nybl_runtime;
+
+/**
+ * Gives `size` bytes at a multiple of `align`, a power of two of at most 64, or NULL.
+ */
+typedef void *(*nybl_alloc_fn)(void *context, size_t size, size_t align);
+
+/**
+ * Takes back what the nybl_alloc_fn beside it gave for the same size and alignment.
+ */
+typedef void (*nybl_free_fn)(void *context, void *data, size_t size, size_t align);
+
+/**
+ * An allocator of the host. Both functions may be called by any thread, several at a time, until the runtime
+ * and everything made with it are gone; they must not unwind.
+ */
+typedef struct nybl_allocator {
+    /**
+     * sizeof(nybl_allocator).
+     */
+    uint32_t struct_size;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+    /**
+     * Passed to both functions.
+     */
+    void *context;
+    /**
+     * Allocates.
+     */
+    nybl_alloc_fn alloc;
+    /**
+     * Frees.
+     */
+    nybl_free_fn free;
+} nybl_allocator;
+
+/**
+ * Settings of a runtime; all zeros is the default.
+ */
+typedef struct nybl_runtime_config {
+    /**
+     * sizeof(nybl_runtime_config).
+     */
+    uint32_t struct_size;
+    /**
+     * Threads to compute with, the calling one included; 0 for one on each available core.
+     */
+    uint32_t threads;
+    /**
+     * The strongest instruction set to use, such as "avx2", or NULL for all the CPU has.
+     */
+    const char *isa;
+    /**
+     * Length of isa in bytes.
+     */
+    size_t isa_len;
+    /**
+     * Where buffers come from: weights that are not mapped, KV blocks, activations, logits. NULL for the
+     * process's own allocator, which small things (handles, names, the tokenizer) always come from.
+     */
+    const struct nybl_allocator *allocator;
+} nybl_runtime_config;
+
 /**
  * Starts a runtime. `config` may be NULL. Destroy it with nybl_runtime_destroy().
  */
@@ -1134,12 +1195,84 @@ nybl_status nybl_runtime_create(const struct nybl_runtime_config *config,
  */
 void nybl_runtime_destroy(struct nybl_runtime *runtime);
 
+/* -------------------------------------------------------------------------------------------------
+ * Engine: models and their text
+ *
+ * An opened file, and the text that its vocabulary makes of tokens.
+ */
+
+/**
+ * For nybl_tokenize(): begin with the model's begin-of-sequence token if it wants one.
+ */
+#define NYBL_TOKENIZE_ADD_SPECIAL 1
+
+/**
+ * For nybl_tokenize(): text that names a special token becomes that token. Never set it for text from a
+ * user, who could then write control tokens.
+ */
+#define NYBL_TOKENIZE_PARSE_SPECIAL 2
+
+/**
+ * An opened model. Any thread may use it, several at a time.
+ */
+typedef struct nybl_model nybl_model;
+
+/**
+ * What a model is.
+ */
+typedef struct nybl_model_info {
+    /**
+     * sizeof(nybl_model_info).
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens in the vocabulary.
+     */
+    uint32_t vocab;
+    /**
+     * Tokens the model was trained to see.
+     */
+    uint32_t context;
+    /**
+     * Transformer blocks.
+     */
+    uint32_t n_layers;
+    /**
+     * Width of the residual stream.
+     */
+    uint32_t d_model;
+    /**
+     * Query heads.
+     */
+    uint32_t n_heads;
+    /**
+     * Heads of keys and values.
+     */
+    uint32_t n_kv_heads;
+    /**
+     * Floats in a head.
+     */
+    uint32_t head_dim;
+    /**
+     * Bytes that a token costs in the KV cache.
+     */
+    uint64_t kv_token_bytes;
+    /**
+     * Bytes of weights in the mapping of the file: clean, shared, reclaimable.
+     */
+    uint64_t mapped_bytes;
+    /**
+     * Bytes of weights in private memory.
+     */
+    uint64_t private_bytes;
+} nybl_model_info;
+
 /**
  * Opens the .nybl or GGUF file at `path` (UTF-8, `path_len` bytes). The weights of a .nybl file stay
  * in the mapping, so the file must not be truncated while it is open; replace it by renaming. Release
  * the model with nybl_model_release().
  */
-nybl_status nybl_model_open(const struct nybl_runtime *runtime,
+nybl_status nybl_model_open(const nybl_runtime *runtime,
                             const char *path,
                             size_t path_len,
                             struct nybl_model **out);
@@ -1185,16 +1318,160 @@ nybl_status nybl_detokenize(const struct nybl_model *model,
                             size_t capacity,
                             size_t *text_len);
 
+/* -------------------------------------------------------------------------------------------------
+ * Engine: sessions
+ *
+ * Tokens in, tokens and text out. nybl_session_next() is the primitive; nybl_session_generate() is a loop over it.
+ */
+
+/**
+ * nybl_event.kind: a token was generated.
+ */
+#define NYBL_EVENT_TOKEN 1
+
+/**
+ * nybl_event.kind: the model ended its text; `token` tells how and is no part of the sequence.
+ */
+#define NYBL_EVENT_END 2
+
+/**
+ * nybl_event.kind: the context is full.
+ */
+#define NYBL_EVENT_CONTEXT_FULL 3
+
+/**
+ * One sequence of tokens on a model. One thread at a time; a second one, or a call from inside a callback of
+ * the same session, gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_session nybl_session;
+
+/**
+ * Settings of a session; all zeros is the default: the model's context, greedy decoding.
+ */
+typedef struct nybl_session_config {
+    /**
+     * sizeof(nybl_session_config).
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens the session can hold; 0 for as many as the model was trained for.
+     */
+    uint32_t context;
+    /**
+     * Prompt tokens that go through the model together; 0 for the default. Does not change a result.
+     */
+    uint32_t prefill_chunk;
+    /**
+     * Divides the logits before sampling; 0 always takes the likeliest token.
+     */
+    float temperature;
+    /**
+     * Keep the top_k likeliest tokens; 0 keeps all.
+     */
+    uint32_t top_k;
+    /**
+     * Keep the likeliest tokens that together reach this probability; 0 keeps all.
+     */
+    float top_p;
+    /**
+     * Keep tokens at least this much as probable as the likeliest; 0 keeps all.
+     */
+    float min_p;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+    /**
+     * Where the random numbers start: the same seed gives the same tokens on every device.
+     */
+    uint64_t seed;
+    /**
+     * One of NYBL_KV_*: how keys and values are kept. All but NYBL_KV_F32 take less memory and round them.
+     */
+    uint32_t kv_format;
+    /**
+     * With `window`: the first tokens that are looked at and kept for good; 4 is usual.
+     */
+    uint32_t sinks;
+    /**
+     * When not 0, every token looks at the first `sinks` and the last `window` tokens alone, and only those
+     * are kept: `context` may then be longer than what the model was trained for, `sinks` and `window`
+     * together may not.
+     */
+    uint32_t window;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved2;
+    /**
+     * Bytes of memory for the keys and values of all sessions of the model that agree in the settings
+     * above; 0 for as many as their contexts need.
+     */
+    uint64_t kv_budget;
+    /**
+     * A folder for a file that takes those of idle sessions when this is used up; NULL for none.
+     */
+    const char *kv_spill_folder;
+    /**
+     * Length of kv_spill_folder in bytes.
+     */
+    size_t kv_spill_folder_len;
+    /**
+     * Bytes that this file may take.
+     */
+    uint64_t kv_spill_budget;
+} nybl_session_config;
+
+/**
+ * What nybl_session_next() came to.
+ */
+typedef struct nybl_event {
+    /**
+     * sizeof(nybl_event).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_EVENT_*.
+     */
+    int32_t kind;
+    /**
+     * The token.
+     */
+    uint32_t token;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
+    /**
+     * Text that became certain with this event: whole UTF-8 characters, not zero-terminated, possibly
+     * none. Valid until the next call on the session.
+     */
+    const char *text;
+    /**
+     * Length of text in bytes.
+     */
+    size_t text_len;
+} nybl_event;
+
+/**
+ * Receives the events of nybl_session_generate(), on the thread that called it. `event` is valid until it
+ * returns. Return 0 to go on, anything else to stop. It must not unwind or jump out. On the session that
+ * generates it may call nybl_session_destroy(); other calls get NYBL_ERR_BUSY.
+ */
+typedef int32_t (*nybl_event_fn)(void *context, const struct nybl_event *event);
+
 /**
  * Starts an empty session. `config` may be NULL. Destroy it with nybl_session_destroy(); it keeps the
  * model open.
  */
-nybl_status nybl_session_create(const struct nybl_model *model,
+nybl_status nybl_session_create(const nybl_model *model,
                                 const struct nybl_session_config *config,
                                 struct nybl_session **out);
 
 /**
- * Ends a session. No call on it may be in progress. NULL is ignored.
+ * Ends a session. No call on it may be in progress, but for the nybl_session_generate() whose callback this
+ * is called from: generation ends there. NULL is ignored. A handle that was destroyed is gone: to use or destroy
+ * it once more is as undefined as it is for free().
  */
 void nybl_session_destroy(struct nybl_session *session);
 
@@ -1211,6 +1488,16 @@ nybl_status nybl_session_append(struct nybl_session *session,
  * NYBL_EVENT_END the session may go on with nybl_session_append().
  */
 nybl_status nybl_session_next(struct nybl_session *session, struct nybl_event *event);
+
+/**
+ * Calls nybl_session_next() and passes each event to `each`, until an event is no token, `max_tokens` tokens
+ * have been made (0: no limit) or `each` returns other than 0. NYBL_OK then; generation may go on with another
+ * call. A failure comes after the events before it.
+ */
+nybl_status nybl_session_generate(struct nybl_session *session,
+                                  size_t max_tokens,
+                                  nybl_event_fn each,
+                                  void *context);
 
 /**
  * Keeps the first `count` tokens of the sequence; more than it has is no error.
@@ -1230,8 +1517,282 @@ nybl_status nybl_session_get_logits(struct nybl_session *session,
                                     const float **logits,
                                     size_t *count);
 
-#ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+/* -------------------------------------------------------------------------------------------------
+ * Speculation
+ *
+ * A session that speculates: a drafter foretells tokens and the model checks several of them in one pass. The
+ * tokens are those of the session alone, greedy or with a seed; drafts change how long a text takes. A
+ * controller measures passes and drafts and goes without where they do not pay.
+ */
 
-#endif  /* NYBL_H */
+/**
+ * nybl_spec_config.mode: as many drafts as pay, none when none do.
+ */
+#define NYBL_SPEC_AUTO 0
+
+/**
+ * nybl_spec_config.mode: every draft there is, for comparisons.
+ */
+#define NYBL_SPEC_ALWAYS 1
+
+/**
+ * Settings of speculation; all zeros is the default.
+ */
+typedef struct nybl_spec_config {
+    /**
+     * sizeof(nybl_spec_config).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_SPEC_*.
+     */
+    uint32_t mode;
+    /**
+     * The most drafts in a round; 0 for as many as can be, which is 7.
+     */
+    uint32_t max_drafts;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_spec_config;
+
+/**
+ * What speculation has come to since the drafter was attached. A round is one pass of the model.
+ */
+typedef struct nybl_spec_stats {
+    /**
+     * sizeof(nybl_spec_stats).
+     */
+    uint32_t struct_size;
+    /**
+     * The most drafts that a round may have now.
+     */
+    uint32_t limit;
+    /**
+     * Drafts of the last round.
+     */
+    uint32_t current;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
+    /**
+     * Passes of the model. Every pass gives one token more than it accepted drafts.
+     */
+    uint64_t passes;
+    /**
+     * Drafts that were checked.
+     */
+    uint64_t drafted;
+    /**
+     * Drafts that were accepted.
+     */
+    uint64_t accepted;
+    /**
+     * Drafts checked at each place of a round, those before them having been accepted.
+     */
+    uint64_t tried_at[7];
+    /**
+     * And accepted there.
+     */
+    uint64_t accepted_at[7];
+    /**
+     * Rounds of 0, 1, ... drafts.
+     */
+    uint64_t rounds[8];
+    /**
+     * Rounds without drafts, because a plain pass had to be measured.
+     */
+    uint64_t undrafted_measuring;
+    /**
+     * Because the limit or the end of the context left no room.
+     */
+    uint64_t undrafted_limited;
+    /**
+     * Because drafts were not expected to pay.
+     */
+    uint64_t undrafted_not_worth;
+    /**
+     * Because drafts have cost as much as they may.
+     */
+    uint64_t undrafted_overdrawn;
+    /**
+     * Because the drafter had nothing to say.
+     */
+    uint64_t undrafted_not_found;
+    /**
+     * Rounds that only served to look whether drafts pay again.
+     */
+    uint64_t probes;
+    /**
+     * Drafts that ended early because the drafter was not sure enough.
+     */
+    uint64_t early_stops;
+    /**
+     * Measured seconds of a pass over 1, 2, ... rows; 0 where there is no measurement.
+     */
+    double pass_seconds[8];
+    /**
+     * Measured seconds of drafting one token.
+     */
+    double draft_seconds;
+    /**
+     * Seconds that the drafter took to make good times without drafts.
+     */
+    double catch_up_seconds;
+    /**
+     * Seconds that drafts are reckoned to have saved; negative when they have cost some.
+     */
+    double saved_seconds;
+} nybl_spec_stats;
+
+/**
+ * Makes a drafter of a smaller model, for sessions of `target`. It keeps `model` open and has KV cache and buffers
+ * of its own. The vocabularies are the same, or have at least half of the tokens of `model` in common by their text;
+ * NYBL_ERR_INVALID_ARGUMENT otherwise. Destroy it with nybl_drafter_destroy().
+ */
+nybl_status nybl_drafter_create_model(const nybl_model *model,
+                                      const nybl_model *target,
+                                      nybl_drafter **out);
+
+/**
+ * Lets `session` speculate with `drafter` from now on, instead of with the one before. `config` may be NULL. A
+ * drafter serves one session at a time: NYBL_ERR_BUSY when it is attached. On failure the session is as before.
+ */
+nybl_status nybl_spec_attach(nybl_session *session,
+                             nybl_drafter *drafter,
+                             const struct nybl_spec_config *config);
+
+/**
+ * Lets the session go on without a drafter; no error when it has none. The drafter is free for another one.
+ */
+nybl_status nybl_spec_detach(nybl_session *session);
+
+/**
+ * Shortens drafts to `share`, 0 to 1, of what they may be, as for heat or to save energy; 0 is no drafts. The
+ * less is left, the likelier a draft must be to stand. NYBL_ERR_INVALID_ARGUMENT when no drafter is attached.
+ */
+nybl_status nybl_spec_set_share(nybl_session *session,
+                                float share);
+
+/**
+ * Fills `stats`, whose struct_size the caller has set. NYBL_ERR_INVALID_ARGUMENT when no drafter is attached.
+ */
+nybl_status nybl_spec_get_stats(nybl_session *session,
+                                struct nybl_spec_stats *stats);
+
+/* -------------------------------------------------------------------------------------------------
+ * Every function in one table
+ *
+ * For a host that opens the library with dlopen() and looks up one symbol. Members are only ever added, at the
+ * end, so a table serves every program that was built against an older minor version of its ABI.
+ */
+
+/**
+ * The functions above, by their names without the prefix, in the order in which they came to be. A member is
+ * NULL when this build of the library lacks the level it belongs to.
+ */
+typedef struct nybl_api {
+    /**
+     * Bytes of this library's table: a member beyond them does not exist.
+     */
+    uint32_t struct_size;
+    /**
+     * The library's NYBL_ABI_MINOR.
+     */
+    uint32_t abi_minor;
+    uint32_t (*abi_version)(void);
+    const char *(*version_string)(void);
+    const char *(*status_name)(nybl_status status);
+    size_t (*last_error)(char *buffer, size_t capacity);
+    nybl_status (*pack_size)(const struct nybl_layout *layout, size_t *bytes);
+    nybl_status (*pack)(const struct nybl_layout *layout, const struct nybl_weights *weights,
+        void *packed, size_t packed_len);
+    nybl_status (*unpack_rows)(const struct nybl_layout *layout, const void *packed,
+        size_t packed_len, size_t row, size_t count, float *out);
+    nybl_status (*matmul_scratch_size)(const struct nybl_layout *layout, size_t m, size_t *bytes);
+    nybl_status (*quantize_activations)(const struct nybl_layout *layout, const float *x,
+        size_t x_stride, size_t m, void *scratch, size_t scratch_len);
+    nybl_status (*matmul)(const struct nybl_layout *layout, const struct nybl_matmul_args *args);
+    uint32_t (*cpu_features)(void);
+    nybl_status (*kernel_name)(const struct nybl_layout *layout, uint32_t features, char *buffer,
+        size_t capacity);
+    nybl_status (*verify)(const struct nybl_verify_args *args, uint64_t *random, uint32_t *path,
+        size_t *accepted, uint32_t *next);
+    nybl_status (*runtime_create)(const struct nybl_runtime_config *config,
+        struct nybl_runtime **out);
+    void (*runtime_destroy)(struct nybl_runtime *runtime);
+    nybl_status (*model_open)(const nybl_runtime *runtime, const char *path, size_t path_len,
+        struct nybl_model **out);
+    struct nybl_model *(*model_retain)(const struct nybl_model *model);
+    void (*model_release)(struct nybl_model *model);
+    nybl_status (*model_get_info)(const struct nybl_model *model, struct nybl_model_info *info);
+    nybl_status (*tokenize)(const struct nybl_model *model, const char *text_utf8, size_t text_len,
+        uint32_t flags, uint32_t *ids, size_t capacity, size_t *count);
+    nybl_status (*detokenize)(const struct nybl_model *model, const uint32_t *ids, size_t count,
+        char *buffer, size_t capacity, size_t *text_len);
+    nybl_status (*session_create)(const nybl_model *model, const struct nybl_session_config *config,
+        struct nybl_session **out);
+    void (*session_destroy)(struct nybl_session *session);
+    nybl_status (*session_append)(struct nybl_session *session, const uint32_t *ids, size_t count);
+    nybl_status (*session_next)(struct nybl_session *session, struct nybl_event *event);
+    nybl_status (*session_generate)(struct nybl_session *session, size_t max_tokens,
+        nybl_event_fn each, void *context);
+    nybl_status (*session_truncate)(struct nybl_session *session, size_t count);
+    nybl_status (*session_reset)(struct nybl_session *session);
+    nybl_status (*session_get_logits)(struct nybl_session *session, const float **logits,
+        size_t *count);
+    const struct nybl_api *(*get_api)(uint32_t major, uint32_t minor);
+    nybl_status (*drafter_create_ngram)(struct nybl_drafter **out);
+    nybl_status (*drafter_create_callback)(nybl_draft_fn draft, void *context,
+        struct nybl_drafter **out);
+    void (*drafter_destroy)(struct nybl_drafter *drafter);
+    nybl_status (*drafter_draft)(struct nybl_drafter *drafter, const uint32_t *tokens,
+        size_t n_tokens, uint32_t *drafts, float *confidence, size_t capacity, size_t *count);
+    nybl_status (*drafter_rewind)(struct nybl_drafter *drafter, size_t len);
+    nybl_status (*drafter_create_model)(const nybl_model *model, const nybl_model *target,
+        nybl_drafter **out);
+    nybl_status (*spec_attach)(nybl_session *session, nybl_drafter *drafter,
+        const struct nybl_spec_config *config);
+    nybl_status (*spec_detach)(nybl_session *session);
+    nybl_status (*spec_set_share)(nybl_session *session, float share);
+    nybl_status (*spec_get_stats)(nybl_session *session, struct nybl_spec_stats *stats);
+    nybl_status (*kv_create)(const struct nybl_kv_config *config, struct nybl_kv **out);
+    void (*kv_destroy)(struct nybl_kv *kv);
+    nybl_status (*kv_get_stats)(const struct nybl_kv *kv, struct nybl_kv_stats *stats);
+    nybl_status (*kv_trim)(struct nybl_kv *kv, uint64_t *freed);
+    nybl_status (*kv_sequence_create)(struct nybl_kv *kv, struct nybl_kv_sequence **out);
+    nybl_status (*kv_sequence_fork)(struct nybl_kv_sequence *sequence,
+        struct nybl_kv_sequence **out);
+    void (*kv_sequence_destroy)(struct nybl_kv_sequence *sequence);
+    nybl_status (*kv_sequence_length)(const struct nybl_kv_sequence *sequence, size_t *length);
+    nybl_status (*kv_sequence_truncate)(struct nybl_kv_sequence *sequence, size_t length);
+    nybl_status (*kv_reserve)(struct nybl_kv_sequence *sequence, size_t count);
+    nybl_status (*kv_write)(struct nybl_kv_sequence *sequence, uint32_t layer, size_t first,
+        size_t rows, const float *keys, const float *values);
+    nybl_status (*kv_attend)(struct nybl_kv_sequence *sequence,
+        const struct nybl_kv_attend_args *args);
+    nybl_status (*kv_commit)(struct nybl_kv_sequence *sequence, const uint32_t *path, size_t count);
+    nybl_status (*kv_reuse)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count,
+        size_t *length);
+    nybl_status (*kv_share)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count);
+    nybl_status (*kv_drop)(struct nybl_kv_sequence *sequence, size_t sinks, size_t from);
+    nybl_status (*kv_save)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count,
+        const char *path, size_t path_len);
+    nybl_status (*kv_load)(struct nybl_kv_sequence *sequence, const char *path, size_t path_len,
+        uint32_t *ids, size_t capacity, size_t *count);
+} nybl_api;
+
+/**
+ * The table of functions, if this library serves programs that were built against `major`.`minor` (pass
+ * NYBL_ABI_MAJOR and NYBL_ABI_MINOR); NULL otherwise. Static.
+ */
+const struct nybl_api *nybl_get_api(uint32_t major,
+                                    uint32_t minor);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* NYBL_H */

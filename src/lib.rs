@@ -14,11 +14,13 @@
 //! - [`docs::kernels`]: the kernel table and how to add a row
 //! - [`docs::numerics`]: the contract behind the equal bits
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
+//! - [`docs::speculation`]: why drafts change no token, and how many there are
 //! - [`docs::safety`]: what is trusted, and what is checked where
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("nybl needs a 64-bit target: sizes of models are computed in usize");
 
+pub mod cores;
 pub mod error;
 pub mod isa;
 pub mod kernel;
@@ -44,6 +46,8 @@ pub use error::{Error, Result};
 
 /// The documentation's pages.
 pub mod docs {
+    #[doc = include_str!("docs/arm.md")]
+    pub mod arm {}
     #[doc = include_str!("docs/formats.md")]
     pub mod formats {}
     #[doc = include_str!("docs/kernels.md")]
@@ -52,6 +56,8 @@ pub mod docs {
     pub mod numerics {}
     #[doc = include_str!("docs/safety.md")]
     pub mod safety {}
+    #[doc = include_str!("docs/speculation.md")]
+    pub mod speculation {}
 }
 
 #[cfg(all(doctest, feature = "text"))]

@@ -17,7 +17,7 @@ pub(crate) fn shared(name: &str) -> PathBuf {
 }
 
 pub(crate) fn runtime(threads: usize, isa: Option<&str>) -> Arc<Runtime> {
-    let config = RuntimeConfig { threads, isa: isa.map(String::from) };
+    let config = RuntimeConfig { threads, isa: isa.map(String::from), ..Default::default() };
     Arc::new(Runtime::new(&config).unwrap())
 }
 

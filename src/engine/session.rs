@@ -6,6 +6,7 @@
 
 use super::cache::{Cache, Kind, KvLimit};
 use super::load::Model;
+use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kernel::KvFormat;
 use crate::kv::BLOCK_TOKENS;
@@ -18,6 +19,7 @@ use crate::model::forward::{Logits, Scratch};
 use crate::text::sample::{Hook, Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Settings of a [`Session`].
 #[derive(Clone, Debug, Default)]
@@ -65,6 +67,7 @@ pub struct Session {
     context: usize,
     chunk: usize,
     poisoned: bool,
+    canceller: Canceller,
 }
 
 impl Session {
@@ -134,6 +137,7 @@ impl Session {
             context,
             chunk,
             poisoned: false,
+            canceller: Canceller::default(),
             model,
         })
     }
@@ -220,6 +224,12 @@ impl Session {
         &self.model
     }
 
+    /// What cancels calls on this session, from any thread.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
     /// The tokens of the sequence so far.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
@@ -248,8 +258,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a token outside the vocabulary, [`Error::ContextFull`] when they do
-    /// not fit, [`Error::OutOfMemory`]: nothing has changed then. [`Error::Poisoned`] after a failure
-    /// inside the model.
+    /// not fit, [`Error::OutOfMemory`], [`Error::Cancelled`], [`Error::ThermalPause`]: nothing has changed
+    /// then. [`Error::Poisoned`] after a failure inside the model.
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         self.check(tokens)?;
         if tokens.is_empty() {
@@ -257,10 +267,15 @@ impl Session {
         }
         let before = self.tokens.len();
         self.tokens.extend_from_slice(tokens);
-        if let Err(error) = self.reserve(0).and_then(|()| self.catch_up()) {
+        if let Err(error) = self.reserve(0) {
             self.tokens.truncate(before);
             self.rewind(self.table.len().min(before));
             self.fresh = false;
+            return Err(error);
+        }
+        if let Err(error) = self.catch_up() {
+            // What has been computed is found again when the same tokens are appended once more.
+            self.truncate(before);
             return Err(error);
         }
         Ok(())
@@ -331,13 +346,18 @@ impl Session {
         scratch.stream(self.model.config(), self.reach(), self.streaming)?;
         let rows = [&self.tokens[self.table.len()..], drafts].concat();
         let model = Arc::clone(&self.model);
-        let parts = model.parts();
-        let store = &mut self.cache.lock().store;
+        let step = model.runtime().step()?;
+        let (start, door) = (Instant::now(), model.door(&self.canceller));
+        let mut shared = self.cache.lock();
+        let store = &mut shared.store;
         store.load(&self.table)?;
-        // As in `catch_up`.
+        // As in `run_chunk`.
         self.poisoned = true;
-        let logits = scratch.forward(parts, &rows, store, &self.table, Logits::All);
+        let logits = scratch.forward(model.parts(&door), &rows, store, &self.table, Logits::All);
         self.poisoned = false;
+        drop(shared);
+        let logits = logits?;
+        self.canceller.sleep(step.rest(start.elapsed()))?;
         Ok(logits)
     }
 
@@ -450,34 +470,42 @@ impl Session {
         self.cache.lock().store.drop_before(&mut self.table, sinks, first_seen);
     }
 
-    /// Runs what is not yet in the cache. Other sessions get their turn between chunks. A failure leaves
-    /// the chunks before it in the cache.
+    /// Runs all tokens that are not yet in the cache. Other sessions get their turn between chunks. On
+    /// failure those of whole chunks are in the cache.
     fn catch_up(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let parts = model.parts();
         while self.table.len() < self.tokens.len() {
-            let left = &self.tokens[self.table.len()..];
-            let chunk = &left[..left.len().min(self.scratch.most())];
-            let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
-            let mut shared = self.cache.lock();
-            // Has been reserved, except in an endless sequence or when another session spilled it.
-            if self.table.reserved() < self.table.len() + chunk.len() {
-                shared.store.reserve(&mut self.table, chunk.len())?;
-            }
-            shared.store.load(&self.table)?;
-            // Should the model panic, the cache may hold half a step: poisoned until the end is reached.
-            self.poisoned = true;
-            let logits = self.scratch.forward(parts, chunk, &mut shared.store, &self.table, want);
-            if want == Logits::Last {
-                self.logits.copy_from_slice(logits);
-            }
-            self.table.commit(chunk.len());
-            self.poisoned = false;
-            shared.store.publish(&mut self.table, &self.tokens);
-            drop(shared);
+            let step = model.runtime().step()?;
+            let start = Instant::now();
+            self.run_chunk(&model)?;
             self.shed();
+            self.fresh = self.table.len() == self.tokens.len();
+            self.canceller.sleep(step.rest(start.elapsed()))?;
         }
-        self.fresh = true;
+        Ok(())
+    }
+
+    fn run_chunk(&mut self, model: &Model) -> Result<()> {
+        let left = &self.tokens[self.table.len()..];
+        let chunk = &left[..left.len().min(self.scratch.most())];
+        let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
+        let door = model.door(&self.canceller);
+        let store = &mut self.cache.lock().store;
+        // Has been reserved, except in an endless sequence, or when another session has spilled it since.
+        if self.table.reserved() < self.table.len() + chunk.len() {
+            store.reserve(&mut self.table, chunk.len())?;
+        }
+        store.load(&self.table)?;
+        // Should the model panic, the cache may hold half a step.
+        self.poisoned = true;
+        let logits = self.scratch.forward(model.parts(&door), chunk, store, &self.table, want);
+        self.poisoned = false;
+        let logits = logits?;
+        if want == Logits::Last {
+            self.logits.copy_from_slice(logits);
+        }
+        self.table.commit(chunk.len());
+        store.publish(&mut self.table, &self.tokens);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The KV cache alone, for hosts that compute keys, values and queries themselves.
 
 use super::status::{Failure, NYBL_ERR_BUFFER_TOO_SMALL, NYBL_ERR_BUSY, NYBL_ERR_INVALID_ARGUMENT};
-use super::status::{NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status};
+use super::status::{NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, slice_mut, text, write_result};
 use crate::isa::Isa;
 use crate::kernel::{Kernels, KvFormat};
@@ -266,10 +266,8 @@ pub unsafe extern "C" fn nybl_kv_create(
 /// `kv` is NULL or a live handle, which is dead afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_kv_destroy(kv: *mut nybl_kv) {
-    if !kv.is_null() {
-        // SAFETY: the caller vouches for the handle, which came out of a box.
-        guard_void(|| drop(unsafe { Box::from_raw(kv) }));
-    }
+    // SAFETY: the caller vouches for the handle, which came out of a box.
+    unsafe { destroy(kv) };
 }
 
 /// Fills `stats`, whose struct_size the caller has set.
@@ -370,10 +368,8 @@ pub unsafe extern "C" fn nybl_kv_sequence_fork(
 /// `sequence` is NULL or a live handle, which is dead afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_kv_sequence_destroy(sequence: *mut nybl_kv_sequence) {
-    if !sequence.is_null() {
-        // SAFETY: the caller vouches for the handle, which came out of a box.
-        guard_void(|| drop(unsafe { Box::from_raw(sequence) }));
-    }
+    // SAFETY: the caller vouches for the handle, which came out of a box.
+    unsafe { destroy(sequence) };
 }
 
 /// Stores how many tokens are committed.

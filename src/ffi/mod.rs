@@ -4,25 +4,42 @@
 //! through out-parameters, which are set to NULL or zero first. `include/nybl.h` is generated from these
 //! files, so their doc comments speak to a C reader. The levels below the engine build without it.
 
-mod kernels;
-mod kv;
-mod spec;
-#[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
-mod status;
 #[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
 mod structs;
 
-#[cfg(feature = "text")]
-mod model;
+// The chapters of the header, in its order, which is why they stand apart.
+
+#[cfg_attr(not(feature = "text"), allow(dead_code, reason = "the engine's functions use the rest"))]
+mod status;
+
+mod kernels;
+
+mod kv;
+
+mod spec;
+
+mod drafter;
+
 #[cfg(feature = "text")]
 mod runtime;
+
+#[cfg(feature = "text")]
+mod model;
+
 #[cfg(feature = "text")]
 mod session;
 
+#[cfg(feature = "text")]
+mod speculate;
+
+mod api;
+
+pub use api::*;
+pub use drafter::*;
 pub use kernels::*;
 pub use kv::*;
 pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*};
+pub use {model::*, runtime::*, session::*, speculate::*};

@@ -1,8 +1,11 @@
-//! Models and their text.
+//! # Engine: models and their text
+//!
+//! An opened file, and the text that its vocabulary makes of tokens.
 
 use super::runtime::nybl_runtime;
 use super::status::{
-    Failure, NYBL_ERR_BUFFER_TOO_SMALL, NYBL_ERR_INVALID_ARGUMENT, guard, guard_void, nybl_status,
+    Failure, NYBL_ERR_BUFFER_TOO_SMALL, NYBL_ERR_INVALID_ARGUMENT, destroy, guard, guard_or,
+    nybl_status,
 };
 use super::structs::{Sized32, handle, set, slice, text, write_result};
 use crate::engine::load::Model;
@@ -72,6 +75,7 @@ pub unsafe extern "C" fn nybl_model_open(
             set("out", out, std::ptr::null_mut())?;
             let runtime = handle("runtime", runtime)?;
             let path = text("path", path, path_len)?;
+            let _memory = runtime.runtime.memory().enter();
             let model = Model::open_path(Arc::clone(&runtime.runtime), Path::new(path))?;
             set("out", out, Box::into_raw(Box::new(nybl_model { model })))
         }
@@ -84,11 +88,13 @@ pub unsafe extern "C" fn nybl_model_open(
 /// `model` is NULL or a live handle.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_model_retain(model: *const nybl_model) -> *mut nybl_model {
-    // SAFETY: the caller vouches for the handle.
-    match unsafe { model.as_ref() } {
-        Some(model) => Box::into_raw(Box::new(nybl_model { model: Arc::clone(&model.model) })),
-        None => std::ptr::null_mut(),
-    }
+    guard_or(std::ptr::null_mut(), || {
+        // SAFETY: the caller vouches for the handle.
+        match unsafe { model.as_ref() } {
+            Some(model) => Box::into_raw(Box::new(nybl_model { model: Arc::clone(&model.model) })),
+            None => std::ptr::null_mut(),
+        }
+    })
 }
 
 /// Gives up a handle; the model is closed when its last handle and its last session are gone. NULL is
@@ -98,10 +104,8 @@ pub unsafe extern "C" fn nybl_model_retain(model: *const nybl_model) -> *mut nyb
 /// `model` is NULL or a live handle, which is dead afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_model_release(model: *mut nybl_model) {
-    if !model.is_null() {
-        // SAFETY: the caller vouches for the handle, which came out of a box.
-        guard_void(|| drop(unsafe { Box::from_raw(model) }));
-    }
+    // SAFETY: the caller vouches for the handle, which came out of a box.
+    unsafe { destroy(model) };
 }
 
 /// Fills `info`, whose struct_size the caller has set.

@@ -1,23 +1,36 @@
-//! Sessions: tokens in, tokens and text out.
+//! # Engine: sessions
+//!
+//! Tokens in, tokens and text out. nybl_session_next() is the primitive; nybl_session_generate() is a loop over it.
 
 use super::model::nybl_model;
-use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, guard, guard_void, nybl_status};
+use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, text, write_result};
 use crate::engine::cache::KvLimit;
 use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::speculate::Speculator;
 use crate::kv::attend::Streaming;
+use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
-/// One sequence of tokens on a model. One thread at a time; a second one gets NYBL_ERR_BUSY.
+/// One sequence of tokens on a model. One thread at a time; a second one, or a call from inside a callback of
+/// the same session, gets NYBL_ERR_BUSY.
 pub struct nybl_session {
-    state: Mutex<State>,
+    /// Shared with a call in progress, whose callback may destroy the handle.
+    shared: Arc<Shared>,
 }
 
-struct State {
-    session: Session,
+struct Shared {
+    state: Mutex<State>,
+    destroyed: AtomicBool,
+}
+
+pub(super) struct State {
+    pub(super) session: Speculator,
     /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
@@ -114,6 +127,7 @@ pub unsafe extern "C" fn nybl_session_create(
         unsafe {
             set("out", out, std::ptr::null_mut())?;
             let model = &handle("model", model)?.model;
+            let _memory = model.runtime().memory().enter();
             let config = read_config(config)?;
             if config.reserved != 0 || config.reserved2 != 0 {
                 return Err(Failure::new(NYBL_ERR_UNSUPPORTED, "config->reserved is not zero"));
@@ -146,40 +160,74 @@ pub unsafe extern "C" fn nybl_session_create(
                     spill: bytes(config.kv_spill_budget),
                 }),
             };
-            let session = Session::new(Arc::clone(model), &config)?;
+            let session = Speculator::plain(Session::new(Arc::clone(model), &config)?);
             let state = State { session, stream: None, text: String::new() };
-            let session = nybl_session { state: Mutex::new(state) };
+            let shared = Shared { state: Mutex::new(state), destroyed: AtomicBool::new(false) };
+            let session = nybl_session { shared: Arc::new(shared) };
             set("out", out, Box::into_raw(Box::new(session)))
         }
     })
 }
 
-/// Ends a session. No call on it may be in progress. NULL is ignored.
+/// Ends a session. No call on it may be in progress, but for the nybl_session_generate() whose callback this
+/// is called from: generation ends there. NULL is ignored. A handle that was destroyed is gone: to use or destroy
+/// it once more is as undefined as it is for free().
 ///
 /// # Safety
 /// `session` is NULL or a live handle, which is dead afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
-    if !session.is_null() {
-        // SAFETY: the caller vouches for the handle, which came out of a box.
-        guard_void(|| drop(unsafe { Box::from_raw(session) }));
+    // SAFETY: the caller vouches for the handle.
+    if let Some(session) = unsafe { session.as_ref() } {
+        session.shared.destroyed.store(true, Ordering::Relaxed);
+    }
+    // SAFETY: the caller vouches for the handle, which came out of a box.
+    unsafe { destroy(session) };
+}
+
+/// A session's state while a call has it, with the runtime's memory entered.
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    _memory: Entered,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
     }
 }
 
-/// The state of a live session, unless another thread is at it.
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Shared {
+    /// The state, unless another call is at it.
+    fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            // A panic inside the model: the session itself knows that it is poisoned.
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let text = "another thread, or the caller of this callback, is inside a call on this session";
+                return Err(Failure::new(NYBL_ERR_BUSY, text));
+            }
+        };
+        let memory = state.session.model().runtime().memory().enter();
+        Ok(Locked { state, _memory: memory })
+    }
+}
+
+/// The state of a live session, unless another call is at it.
 ///
 /// # Safety
 /// `session` is NULL or a live handle.
-unsafe fn lock<'a>(session: *const nybl_session) -> Result<MutexGuard<'a, State>, Failure> {
+pub(super) unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
     // SAFETY: the caller vouches for the handle.
-    match unsafe { handle("session", session) }?.state.try_lock() {
-        Ok(state) => Ok(state),
-        // A panic inside the model: the session itself knows that it is poisoned.
-        Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
-        Err(TryLockError::WouldBlock) => {
-            Err(Failure::new(NYBL_ERR_BUSY, "another thread is inside a call on this session"))
-        }
-    }
+    unsafe { handle("session", session) }?.shared.lock()
 }
 
 /// Adds tokens to the sequence and runs them through the model. NYBL_ERR_CONTEXT_FULL when they do not
@@ -218,31 +266,74 @@ pub unsafe extern "C" fn nybl_session_next(
         unsafe {
             // Before anything is generated, so that no token is lost to a bad pointer.
             write_result("event", event, &nybl_event::zero())?;
-            let mut state = lock(session)?;
-            let State { session, stream, text } = &mut *state;
-            text.clear();
-            let model = Arc::clone(session.model());
-            let tokenizer = model.tokenizer().ok();
-            if let (None, Some(tokenizer)) = (&stream, tokenizer) {
-                *stream = Some(tokenizer.stream_after(session.tokens())?);
-            }
-            let (kind, token) = match session.next()? {
-                Next::Token(id) => (NYBL_EVENT_TOKEN, id),
-                Next::End(id) => (NYBL_EVENT_END, id),
-                Next::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
-            };
-            if let (Some(mut open), Some(tokenizer)) = (stream.take(), tokenizer) {
-                if kind == NYBL_EVENT_TOKEN {
-                    *text = open.push(tokenizer, token)?;
-                    *stream = Some(open);
-                } else {
-                    *text = open.finish(tokenizer)?;
-                }
-            }
-            let (start, length) = (text.as_ptr().cast(), text.len());
-            let value =
-                nybl_event { kind, token, text: start, text_len: length, ..nybl_event::zero() };
+            let value = lock(session)?.next()?;
             write_result("event", event, &value)
+        }
+    })
+}
+
+impl State {
+    fn next(&mut self) -> Result<nybl_event, Failure> {
+        let Self { session, stream, text } = self;
+        text.clear();
+        let model = Arc::clone(session.model());
+        let tokenizer = model.tokenizer().ok();
+        if let (None, Some(tokenizer)) = (&stream, tokenizer) {
+            *stream = Some(tokenizer.stream_after(session.tokens())?);
+        }
+        let (kind, token) = match session.next()? {
+            Next::Token(id) => (NYBL_EVENT_TOKEN, id),
+            Next::End(id) => (NYBL_EVENT_END, id),
+            Next::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
+        };
+        if let (Some(mut open), Some(tokenizer)) = (stream.take(), tokenizer) {
+            if kind == NYBL_EVENT_TOKEN {
+                *text = open.push(tokenizer, token)?;
+                *stream = Some(open);
+            } else {
+                *text = open.finish(tokenizer)?;
+            }
+        }
+        let struct_size = size_of::<nybl_event>() as u32;
+        let (text, text_len) = (text.as_ptr().cast(), text.len());
+        Ok(nybl_event { struct_size, kind, token, reserved: 0, text, text_len })
+    }
+}
+
+/// Receives the events of nybl_session_generate(), on the thread that called it. `event` is valid until it
+/// returns. Return 0 to go on, anything else to stop. It must not unwind or jump out. On the session that
+/// generates it may call nybl_session_destroy(); other calls get NYBL_ERR_BUSY.
+pub type nybl_event_fn =
+    Option<unsafe extern "C" fn(context: *mut c_void, event: *const nybl_event) -> i32>;
+
+/// Calls nybl_session_next() and passes each event to `each`, until an event is no token, `max_tokens` tokens
+/// have been made (0: no limit) or `each` returns other than 0. NYBL_OK then; generation may go on with another
+/// call. A failure comes after the events before it.
+///
+/// # Safety
+/// `session` is a live handle, and `each` does what its type says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_generate(
+    session: *mut nybl_session,
+    max_tokens: usize,
+    each: nybl_event_fn,
+    context: *mut c_void,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        let shared = Arc::clone(unsafe { &handle("session", session)?.shared });
+        let each = each.ok_or_else(|| Failure::null("each"))?;
+        let mut state = shared.lock()?;
+        let mut made = 0;
+        loop {
+            let event = state.next()?;
+            // SAFETY: the caller vouches for the function.
+            let stop = unsafe { each(context, &raw const event) } != 0;
+            made += 1;
+            let destroyed = shared.destroyed.load(Ordering::Relaxed);
+            if stop || destroyed || event.kind != NYBL_EVENT_TOKEN || made == max_tokens {
+                return Ok(());
+            }
         }
     })
 }

@@ -1,4 +1,6 @@
-//! The verifier of drafts, over plain arrays: for hosts with their own runtime.
+//! # Verifier
+//!
+//! Which drafted tokens stand, over plain arrays: for hosts that run their models elsewhere. Stateless; any thread.
 
 use super::status::{Failure, NYBL_ERR_INVALID_ARGUMENT, NYBL_ERR_UNSUPPORTED, guard, nybl_status};
 use super::structs::{Sized32, read_config, set, slice};

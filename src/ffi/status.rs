@@ -1,4 +1,6 @@
-//! Status codes, the text of the last error, versions, and the boundary that no panic crosses.
+//! # Statuses, errors and versions
+//!
+//! What every call comes to, the words for a failure, and which library this is. Any thread, at any time.
 
 use crate::error::Error;
 use std::cell::RefCell;
@@ -83,9 +85,27 @@ impl From<Error> for Failure {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Makes the next guarded body of this thread panic before it begins.
+    pub(super) static PANIC_NEXT: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Where a test may let a panic begin.
+fn begin() {
+    #[cfg(test)]
+    if PANIC_NEXT.take() {
+        panic!("injected by a test");
+    }
+}
+
 /// Runs the body of a function: a failure becomes its code and the thread's last error, a panic becomes
 /// NYBL_ERR_INTERNAL.
 pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> nybl_status {
+    let body = || {
+        begin();
+        body()
+    };
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return NYBL_OK,
         Ok(Err(failure)) => failure,
@@ -105,9 +125,26 @@ pub(super) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> nybl_status {
     failure.code
 }
 
-/// Runs the body of a function that cannot report: a panic is swallowed.
-pub(super) fn guard_void(body: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(body));
+/// Runs the body of a function that cannot report: a panic is swallowed and gives `otherwise`.
+pub(super) fn guard_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    let body = || {
+        begin();
+        body()
+    };
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
+/// The end of a handle, which NULL stands for none of.
+///
+/// # Safety
+/// `handle` is NULL or came out of a box, and is not used again.
+pub(super) unsafe fn destroy<T>(handle: *mut T) {
+    guard_or((), || {
+        if !handle.is_null() {
+            // SAFETY: the caller vouches for the handle.
+            drop(unsafe { Box::from_raw(handle) });
+        }
+    });
 }
 
 /// Copies `text` and a terminating zero into `buffer`, cut to whole characters if it is too small.

@@ -10,7 +10,7 @@ use super::config::{Activation, Config};
 use super::rope::RopeTable;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
-use crate::kernel::{Activations, Input, Kernels, MatmulJob};
+use crate::kernel::{Activations, Epilogue, Input, Kernels, MatmulJob};
 use crate::kv::attend::{AttendScratch, Keys, Rows, Sight, Streaming, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
@@ -77,6 +77,17 @@ pub struct Parts<'a> {
     pub kernels: &'a Kernels,
     /// The threads.
     pub pool: &'a Pool,
+    /// Asked on the way; nothing to ask where every weight is there and nobody can cancel.
+    pub gate: Option<&'a dyn Gate>,
+}
+
+/// Asked before each step of a layer.
+pub trait Gate {
+    /// Waits until the weights of `layer` are there. An error ends the pass.
+    ///
+    /// # Errors
+    /// Whatever is to end the pass, such as [`crate::Error::Cancelled`].
+    fn pass(&self, layer: usize) -> Result<()>;
 }
 
 impl Scratch {
@@ -192,7 +203,10 @@ impl Scratch {
 
     /// Runs `tokens` at the positions after those of `table`, for which room has been reserved, and
     /// returns the logits asked for, one row of the vocabulary's length after the other. The caller
-    /// commits the tokens to the table.
+    /// commits the tokens to the table; without that, a pass has changed nothing that counts.
+    ///
+    /// # Errors
+    /// What the gate of `parts` says.
     ///
     /// # Panics
     /// When the chunk is longer than the buffers, a token is outside the vocabulary, or the room was
@@ -204,13 +218,16 @@ impl Scratch {
         store: &mut KvStore,
         table: &BlockTable,
         want: Logits,
-    ) -> &[f32] {
+    ) -> Result<&[f32]> {
         self.run(parts, (tokens, None), store, table, want)
     }
 
     /// [`Scratch::forward`] for a tree of tokens: the first is the root, and token `i + 1` follows token
     /// `parents[i]`, at most `i`. A row has the bits that its path has in a chain. The caller keeps one
     /// path ([`KvStore::keep_path`]).
+    ///
+    /// # Errors
+    /// As [`Scratch::forward`].
     ///
     /// # Panics
     /// As [`Scratch::forward`], when a parent comes after its child, and where
@@ -221,7 +238,7 @@ impl Scratch {
         (tokens, parents): (&[u32], &[u32]),
         store: &mut KvStore,
         table: &BlockTable,
-    ) -> &[f32] {
+    ) -> Result<&[f32]> {
         self.run(parts, (tokens, Some(parents)), store, table, Logits::All)
     }
 
@@ -232,8 +249,9 @@ impl Scratch {
         store: &mut KvStore,
         table: &BlockTable,
         want: Logits,
-    ) -> &[f32] {
-        let Parts { config, weights, kernels, pool } = parts;
+    ) -> Result<&[f32]> {
+        let Parts { config, weights, kernels, pool, gate: door } = parts;
+        let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
         let (m, first) = (tokens.len(), table.len());
         let places = Rows { first, parents };
         assert!(m <= self.most, "a chunk of {m} tokens");
@@ -268,6 +286,7 @@ impl Scratch {
             kernels.rmsnorm(pool, raw, weight, config.norm_eps, x);
         };
         for (index, (layer, shape)) in weights.layers.iter().zip(&config.layers).enumerate() {
+            pass(index)?;
             kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
             let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
             inputs.multiply(kernels, pool, norm, targets);
@@ -296,6 +315,7 @@ impl Scratch {
             for (row, (key, value)) in rows.enumerate() {
                 store.write(table, index, first + row, key, value);
             }
+            pass(index)?;
             let keys = Keys { store, table, layer: index };
             let sight = match &self.stream {
                 None => config.sight(index),
@@ -314,9 +334,11 @@ impl Scratch {
             }
             add(x, norm);
 
+            pass(index)?;
             kernels.rmsnorm(pool, x, &layer.ffn_norm, config.norm_eps, norm);
             let targets = [(&layer.gate, &mut *gate), (&layer.up, &mut *up)];
             inputs.multiply(kernels, pool, norm, targets);
+            pass(index)?;
             match config.activation {
                 Activation::Silu => kernels.swiglu(pool, gate, up),
                 Activation::Gelu => kernels.geglu(pool, gate, up),
@@ -328,6 +350,7 @@ impl Scratch {
             add(x, norm);
         }
 
+        pass(config.n_layers)?;
         let rows = match want {
             Logits::None => 0,
             Logits::Last => 1,
@@ -342,7 +365,7 @@ impl Scratch {
                 kernels.softcap(pool, logits, config.logit_softcap);
             }
         }
-        logits
+        Ok(logits)
     }
 }
 
@@ -404,7 +427,7 @@ impl Inputs {
                 }
                 _ => Input::Float(x),
             };
-            MatmulJob { w: matrix.packed(), x: input, y }
+            MatmulJob { w: matrix.packed(), x: input, y, epilogue: Epilogue::NONE }
         });
         kernels.matmul(pool, &mut jobs);
     }

@@ -41,7 +41,7 @@ pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
             return Err(nybl::Error::InvalidArgument(why.into()).into());
         }
     };
-    let runtime = Runtime::new(&RuntimeConfig { threads: args.threads, isa: None })?;
+    let runtime = Runtime::new(&RuntimeConfig { threads: args.threads, ..Default::default() })?;
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta}") {
         bar.set_style(style);

@@ -99,7 +99,8 @@ impl Finish {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let start = Instant::now();
-    let config = RuntimeConfig { threads: args.threads, isa: args.isa.clone() };
+    let config =
+        RuntimeConfig { threads: args.threads, isa: args.isa.clone(), ..Default::default() };
     let runtime = Arc::new(Runtime::new(&config)?);
     let model = match &args.model {
         Some(path) => Model::open_path(Arc::clone(&runtime), path)?,
