@@ -82,6 +82,15 @@ fn callbacks_and_threads_get_what_the_header_says() {
     }
 }
 
+/// Sources, reading ahead, heat, power and cancelling.
+#[test]
+fn the_engine_serves_a_host_on_a_phone() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("engine", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Refuses the first, the second, the third ... buffer, until a run needs no more than are granted.
 #[test]
 fn every_refused_allocation_is_a_status_and_nothing_leaks() {
@@ -107,6 +116,7 @@ fn c_programs_are_clean_under_sanitizers() {
     let programs = [
         ("misuse", &[][..]),
         ("callbacks", &[]),
+        ("engine", &[]),
         ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),

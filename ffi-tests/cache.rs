@@ -5,7 +5,7 @@ mod support;
 
 use nybl::Error;
 use nybl::engine::cache::KvLimit;
-use nybl::engine::convert::{Options, Recipe, convert};
+use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::score::score_in;
 use nybl::engine::session::Next;
@@ -149,7 +149,7 @@ fn a_snapshot_that_cannot_be_used_changes_nothing() {
 
     let packed = temporary("cache-q8.nybl");
     let recipe = Recipe::Bytes { group: 64 };
-    convert(&runtime(1, None), &data("nursery.F16.gguf"), &packed, &Options { recipe }, |_, _| {})
+    convert(&runtime(1, None), &data("nursery.F16.gguf"), &packed, &recipe.into(), |_, _| {})
         .unwrap();
     let other = open(&packed);
     let mut second = session(&other);

@@ -283,6 +283,9 @@ const FILLS: &[Fill] = &[
     Fill { name: "x scales denormal and huge", x_scales: &[1e-45, 3e38, 1e-38, -0.0], floats: [Floats::Tame, Floats::All(f32::MAX)], ..RANDOM },
     Fill { name: "offsets -32768, x 127", offsets: &[0x8000], x: &[127], floats: [Floats::All(f32::NAN), Floats::Tame], ..RANDOM },
     Fill { name: "offsets 32767, x -127", offsets: &[0x7fff], x: &[-127], floats: [Floats::Tame, Floats::All(f32::NAN)], ..RANDOM },
+    // Some rows decode codes less zero points to bytes, which takes from -112 to 128.
+    Fill { name: "offsets that just fit a byte", offsets: &[128, 0xff90], codes: &[0x80, 0x7f], ..RANDOM },
+    Fill { name: "offsets that just do not", offsets: &[129, 128, 0xff8f], codes: &[0x80, 0x7f], ..RANDOM },
     Fill { name: "offsets -32768, largest codes", offsets: &[0x8000], codes: &[0x7f], x: &[127, -126], ..RANDOM },
 ];
 

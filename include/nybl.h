@@ -76,11 +76,18 @@
 #define nybl_model_get_info NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_get_info)
 #define nybl_tokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_tokenize)
 #define nybl_detokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_detokenize)
+#define nybl_model_open_source NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open_source)
+#define nybl_model_prefetch NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_prefetch)
+#define nybl_model_wait NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_wait)
+#define nybl_model_release_pages NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_release_pages)
+#define nybl_chat_encode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_chat_encode)
+#define nybl_chat_render NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_chat_render)
 #define nybl_session_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_create)
 #define nybl_session_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_destroy)
 #define nybl_session_append NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_append)
 #define nybl_session_next NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_next)
 #define nybl_session_generate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_generate)
+#define nybl_session_cancel NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_cancel)
 #define nybl_session_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_truncate)
 #define nybl_session_reset NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_reset)
 #define nybl_session_get_logits NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_logits)
@@ -89,6 +96,9 @@
 #define nybl_spec_detach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_detach)
 #define nybl_spec_set_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_set_share)
 #define nybl_spec_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_get_stats)
+#define nybl_runtime_report_heat NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_report_heat)
+#define nybl_runtime_set_power_mode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_set_power_mode)
+#define nybl_runtime_get_governor_state NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_get_governor_state)
 #define nybl_get_api NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_get_api)
 #endif
 
@@ -1319,6 +1329,178 @@ nybl_status nybl_detokenize(const struct nybl_model *model,
                             size_t *text_len);
 
 /* -------------------------------------------------------------------------------------------------
+ * Engine: where models come from
+ *
+ * A part of an open file (an asset of an Android package), memory, and what is read when.
+ */
+
+/**
+ * nybl_source.kind: the file at `path`.
+ */
+#define NYBL_SOURCE_PATH 1
+
+/**
+ * nybl_source.kind: `length` bytes of the open file `fd`, from `offset` on. `path` is what errors call it.
+ */
+#define NYBL_SOURCE_FD 2
+
+/**
+ * nybl_source.kind: the `length` bytes at `data`, which stay there until the model and its sessions are gone.
+ * `path` is what errors call them.
+ */
+#define NYBL_SOURCE_MEMORY 3
+
+/**
+ * Where a model comes from.
+ */
+typedef struct nybl_source {
+    /**
+     * sizeof(nybl_source).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_SOURCE_*.
+     */
+    int32_t kind;
+    /**
+     * A path or a name, UTF-8.
+     */
+    const char *path;
+    /**
+     * Length of path in bytes.
+     */
+    size_t path_len;
+    /**
+     * Where the model begins in the file: a multiple of 64. Android's zipalign does that for what is stored
+     * uncompressed.
+     */
+    uint64_t offset;
+    /**
+     * Bytes of the model; 0 for all that follow, in a file.
+     */
+    uint64_t length;
+    /**
+     * The bytes of NYBL_SOURCE_MEMORY: at a multiple of 64.
+     */
+    const void *data;
+    /**
+     * The open file of NYBL_SOURCE_FD; it stays the caller's and may be closed afterwards.
+     */
+    int32_t fd;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_source;
+
+/**
+ * Told by a background thread how many bytes of how many have been read; 0 goes on, anything else ends the
+ * reading ahead. Must not unwind.
+ */
+typedef int32_t (*nybl_progress_fn)(void *user, uint64_t bytes, uint64_t total);
+
+/**
+ * As nybl_model_open(), from any source.
+ */
+nybl_status nybl_model_open_source(const nybl_runtime *runtime,
+                                   const struct nybl_source *source,
+                                   nybl_model **out);
+
+/**
+ * Reads the weights into memory in the background, in the order of the layers. Sessions may work meanwhile:
+ * they wait only for the layer that they have come to. `progress` may be NULL; it and `user` stay valid until
+ * all has been read or the model is closed. Does nothing the second time.
+ */
+nybl_status nybl_model_prefetch(const nybl_model *model,
+                                nybl_progress_fn progress,
+                                void *user);
+
+/**
+ * Whether the first `layers` layers are in memory, in `ready` (0 or 1), after waiting up to `timeout_ms`; the
+ * number of layers and one more stands for everything. Without nybl_model_prefetch() nothing is ever waited
+ * for: what is not there is read when it is used.
+ */
+nybl_status nybl_model_wait(const nybl_model *model,
+                            uint32_t layers,
+                            uint32_t timeout_ms,
+                            int32_t *ready);
+
+/**
+ * Gives the memory of the weights back to the system, which reads them again when they are used; for a
+ * host that is asked for memory. `bytes` gets how much it was at most; it may be NULL.
+ */
+nybl_status nybl_model_release_pages(const nybl_model *model,
+                                     uint64_t *bytes);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: conversations
+ *
+ * A conversation is JSON, as chat interfaces have it: an array of objects with `role` and `content`, and
+ * `tool_calls` or whatever else the model's own template reads.
+ */
+
+/**
+ * A conversation. Texts are UTF-8 JSON.
+ */
+typedef struct nybl_conversation {
+    /**
+     * sizeof(nybl_conversation).
+     */
+    uint32_t struct_size;
+    /**
+     * Not 0: ends with the beginning of the model's turn, for it to go on.
+     */
+    uint32_t add_generation_prompt;
+    /**
+     * An array of messages.
+     */
+    const char *messages;
+    /**
+     * Length of messages in bytes.
+     */
+    size_t messages_len;
+    /**
+     * An array of tools, or NULL.
+     */
+    const char *tools;
+    /**
+     * Length of tools in bytes.
+     */
+    size_t tools_len;
+    /**
+     * An object whose members are variables of the template, or NULL.
+     */
+    const char *variables;
+    /**
+     * Length of variables in bytes.
+     */
+    size_t variables_len;
+} nybl_conversation;
+
+/**
+ * The token ids of a conversation, by the model's chat template. Control tokens come from the template alone:
+ * what a message spells stays text. Stores the number of ids in `count` and as many as fit in `ids`;
+ * NYBL_ERR_BUFFER_TOO_SMALL when that is not all of them. `ids` may be NULL with `capacity` 0 to ask for the
+ * number. NYBL_ERR_UNSUPPORTED when the model has no template.
+ */
+nybl_status nybl_chat_encode(const nybl_model *model,
+                             const struct nybl_conversation *conversation,
+                             uint32_t *ids,
+                             size_t capacity,
+                             size_t *count);
+
+/**
+ * The text of a conversation, by the model's chat template. Stores the length in `text_len` and as many bytes
+ * as fit in `buffer`; NYBL_ERR_BUFFER_TOO_SMALL when that is not all of them. `buffer` may be NULL with `capacity` 0
+ * to ask for the length. No terminating zero is written.
+ */
+nybl_status nybl_chat_render(const nybl_model *model,
+                             const struct nybl_conversation *conversation,
+                             char *buffer,
+                             size_t capacity,
+                             size_t *text_len);
+
+/* -------------------------------------------------------------------------------------------------
  * Engine: sessions
  *
  * Tokens in, tokens and text out. nybl_session_next() is the primitive; nybl_session_generate() is a loop over it.
@@ -1498,6 +1680,13 @@ nybl_status nybl_session_generate(struct nybl_session *session,
                                   size_t max_tokens,
                                   nybl_event_fn each,
                                   void *context);
+
+/**
+ * Cancels, from any thread and from callbacks too: the call in progress on the session, or when there is none
+ * the next one, ends with NYBL_ERR_CANCELLED within a step of a layer and has then changed nothing. The call after
+ * it goes on as if nothing had been.
+ */
+nybl_status nybl_session_cancel(const struct nybl_session *session);
 
 /**
  * Keeps the first `count` tokens of the sequence; more than it has is no error.
@@ -1683,6 +1872,115 @@ nybl_status nybl_spec_get_stats(nybl_session *session,
                                 struct nybl_spec_stats *stats);
 
 /* -------------------------------------------------------------------------------------------------
+ * Engine: heat and power
+ *
+ * The host tells what it knows of heat and of who is waiting; the runtime shortens drafts, uses fewer threads,
+ * rests between tokens and, when nothing else helps, pauses. It never changes a token.
+ */
+
+/**
+ * nybl_heat.level: not known.
+ */
+#define NYBL_THERMAL_UNKNOWN 0
+
+/**
+ * nybl_heat.level: no limit. ProcessInfo's `nominal`; Android's THERMAL_STATUS_NONE.
+ */
+#define NYBL_THERMAL_NOMINAL 1
+
+/**
+ * nybl_heat.level: no more than now. ProcessInfo's `fair`; Android's LIGHT.
+ */
+#define NYBL_THERMAL_FAIR 2
+
+/**
+ * nybl_heat.level: less than now. ProcessInfo's `serious`; Android's MODERATE.
+ */
+#define NYBL_THERMAL_SERIOUS 3
+
+/**
+ * nybl_heat.level: stop. ProcessInfo's `critical`; Android's SEVERE and worse.
+ */
+#define NYBL_THERMAL_CRITICAL 4
+
+/**
+ * nybl_runtime_set_power_mode(): somebody is waiting for the text.
+ */
+#define NYBL_POWER_FOREGROUND 0
+
+/**
+ * nybl_runtime_set_power_mode(): nobody is waiting: a quarter of the threads, half the time.
+ */
+#define NYBL_POWER_BACKGROUND 1
+
+/**
+ * nybl_runtime_set_power_mode(): the battery is low: half the threads, no drafts.
+ */
+#define NYBL_POWER_LOW 2
+
+/**
+ * What is known of heat. What is zero is not known; of the rest the worst counts.
+ */
+typedef struct nybl_heat {
+    /**
+     * sizeof(nybl_heat).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_THERMAL_*.
+     */
+    int32_t level;
+    /**
+     * Android's getThermalHeadroom(): 1 is where the system throttles severely.
+     */
+    float headroom;
+    /**
+     * Degrees Celsius of the skin or the battery. 45 is held; at 50 nothing runs until 45 is reached again.
+     */
+    float celsius;
+} nybl_heat;
+
+/**
+ * What the governor does at present.
+ */
+typedef struct nybl_governor_state {
+    /**
+     * sizeof(nybl_governor_state).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_POWER_*.
+     */
+    int32_t power_mode;
+    /**
+     * The share of full effort that heat allows, 0 to 1.
+     */
+    float effort;
+    /**
+     * Milliseconds after which another report and another try make sense; 0 when nothing is paused.
+     */
+    uint32_t retry_ms;
+} nybl_governor_state;
+
+/**
+ * Reports heat, every few seconds while the runtime works. A report with nothing known, or NULL, ends the
+ * governing of heat: full effort again.
+ */
+nybl_status nybl_runtime_report_heat(const nybl_runtime *runtime,
+                                     const struct nybl_heat *heat);
+
+/**
+ * Sets how much of the machine may be used: one of NYBL_POWER_*.
+ */
+nybl_status nybl_runtime_set_power_mode(const nybl_runtime *runtime, int32_t mode);
+
+/**
+ * Fills `state`, whose struct_size the caller has set.
+ */
+nybl_status nybl_runtime_get_governor_state(const nybl_runtime *runtime,
+                                            struct nybl_governor_state *state);
+
+/* -------------------------------------------------------------------------------------------------
  * Every function in one table
  *
  * For a host that opens the library with dlopen() and looks up one symbol. Members are only ever added, at the
@@ -1758,6 +2056,23 @@ typedef struct nybl_api {
     nybl_status (*spec_detach)(nybl_session *session);
     nybl_status (*spec_set_share)(nybl_session *session, float share);
     nybl_status (*spec_get_stats)(nybl_session *session, struct nybl_spec_stats *stats);
+    nybl_status (*model_open_source)(const nybl_runtime *runtime, const struct nybl_source *source,
+        nybl_model **out);
+    nybl_status (*model_prefetch)(const nybl_model *model, nybl_progress_fn progress, void *user);
+    nybl_status (*model_wait)(const nybl_model *model, uint32_t layers, uint32_t timeout_ms,
+        int32_t *ready);
+    nybl_status (*model_release_pages)(const nybl_model *model, uint64_t *bytes);
+    nybl_status (*chat_encode)(const nybl_model *model,
+        const struct nybl_conversation *conversation, uint32_t *ids, size_t capacity,
+        size_t *count);
+    nybl_status (*chat_render)(const nybl_model *model,
+        const struct nybl_conversation *conversation, char *buffer, size_t capacity,
+        size_t *text_len);
+    nybl_status (*session_cancel)(const struct nybl_session *session);
+    nybl_status (*runtime_report_heat)(const nybl_runtime *runtime, const struct nybl_heat *heat);
+    nybl_status (*runtime_set_power_mode)(const nybl_runtime *runtime, int32_t mode);
+    nybl_status (*runtime_get_governor_state)(const nybl_runtime *runtime,
+        struct nybl_governor_state *state);
     nybl_status (*kv_create)(const struct nybl_kv_config *config, struct nybl_kv **out);
     void (*kv_destroy)(struct nybl_kv *kv);
     nybl_status (*kv_get_stats)(const struct nybl_kv *kv, struct nybl_kv_stats *stats);

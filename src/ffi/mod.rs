@@ -27,10 +27,19 @@ mod runtime;
 mod model;
 
 #[cfg(feature = "text")]
+mod load;
+
+#[cfg(feature = "chat")]
+mod chat;
+
+#[cfg(feature = "text")]
 mod session;
 
 #[cfg(feature = "text")]
 mod speculate;
+
+#[cfg(feature = "text")]
+mod govern;
 
 mod api;
 
@@ -42,4 +51,7 @@ pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*, speculate::*};
+pub use {govern::*, load::*, model::*, runtime::*, session::*, speculate::*};
+
+#[cfg(feature = "chat")]
+pub use chat::*;

@@ -6,6 +6,7 @@ use super::model::nybl_model;
 use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, text, write_result};
 use crate::engine::cache::KvLimit;
+use crate::engine::pass::Canceller;
 use crate::engine::session::{Next, Session, SessionConfig};
 use crate::engine::speculate::Speculator;
 use crate::kv::attend::Streaming;
@@ -27,6 +28,8 @@ pub struct nybl_session {
 struct Shared {
     state: Mutex<State>,
     destroyed: AtomicBool,
+    /// Beside the state, for a thread that does not wait for it.
+    canceller: Canceller,
 }
 
 pub(super) struct State {
@@ -160,9 +163,12 @@ pub unsafe extern "C" fn nybl_session_create(
                     spill: bytes(config.kv_spill_budget),
                 }),
             };
-            let session = Speculator::plain(Session::new(Arc::clone(model), &config)?);
+            let session = Session::new(Arc::clone(model), &config)?;
+            let canceller = session.canceller();
+            let session = Speculator::plain(session);
             let state = State { session, stream: None, text: String::new() };
-            let shared = Shared { state: Mutex::new(state), destroyed: AtomicBool::new(false) };
+            let (state, destroyed) = (Mutex::new(state), AtomicBool::new(false));
+            let shared = Shared { state, destroyed, canceller };
             let session = nybl_session { shared: Arc::new(shared) };
             set("out", out, Box::into_raw(Box::new(session)))
         }
@@ -335,6 +341,21 @@ pub unsafe extern "C" fn nybl_session_generate(
                 return Ok(());
             }
         }
+    })
+}
+
+/// Cancels, from any thread and from callbacks too: the call in progress on the session, or when there is none
+/// the next one, ends with NYBL_ERR_CANCELLED within a step of a layer and has then changed nothing. The call after
+/// it goes on as if nothing had been.
+///
+/// # Safety
+/// `session` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_cancel(session: *const nybl_session) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        unsafe { handle("session", session) }?.shared.canceller.cancel();
+        Ok(())
     })
 }
 

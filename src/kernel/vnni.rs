@@ -48,7 +48,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
     let group_bytes = a.panel_bytes / a.groups;
     // The dots of few rows are too few to hide the latency of each: lines take turns with sets of
     // accumulators. Integer sums do not mind the order.
-    let sets = if M <= 2 { 2 } else { 1 };
+    let sets = [4, 2, 2, 1][M - 1];
     for (panel, lane) in
         (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
     {
@@ -62,7 +62,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
             let mut w = a.w.add(panel * a.panel_bytes);
             for g in 0..a.groups {
                 let x = RowsOfX::<M>::new(a, 0, g);
-                let mut low = [[S::splat(0); M]; 2];
+                let mut low = [[S::splat(0); M]; 4];
                 let mut raw = low;
                 if a.offset == 0 {
                     // Minus eight times the sum: 8 for the low row, and for the raw byte 16 * 8 + 8.
@@ -71,8 +71,8 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
                         raw[0][r] = S::splat(x.sum(r) * -136);
                     }
                 }
-                for step in (0..a.group / 4).step_by(2) {
-                    for turn in 0..2 {
+                for step in (0..a.group / 4).step_by(4) {
+                    for turn in 0..4 {
                         let codes = w.add((step + turn) * 64);
                         let line = S::load(codes.add(lane * 4));
                         S::prefetch(codes.wrapping_add(PREFETCH));
@@ -88,12 +88,11 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
                 }
                 let mut dots = [[low[0][0]; 2]; M];
                 for r in 0..M {
-                    let (mut low, mut raw) = ([low[0][r], low[1][r]], [raw[0][r], raw[1][r]]);
-                    if sets == 2 {
-                        low[0] = S::add(low[0], low[1]);
-                        raw[0] = S::add(raw[0], raw[1]);
+                    for set in 1..sets {
+                        low[0][r] = S::add(low[0][r], low[set][r]);
+                        raw[0][r] = S::add(raw[0][r], raw[set][r]);
                     }
-                    dots[r] = [low[0], S::right::<4>(S::sub(raw[0], low[0]))];
+                    dots[r] = [low[0][r], S::right::<4>(S::sub(raw[0][r], low[0][r]))];
                 }
                 let tables = w.add(a.group * 16);
                 scale_in::<S, M, 2>(&mut acc, &dots, &x, a.offset, tables, PANEL, at);
