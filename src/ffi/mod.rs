@@ -14,6 +14,8 @@ mod status;
 
 mod kernels;
 
+mod kv;
+
 mod spec;
 
 mod drafter;
@@ -44,6 +46,7 @@ mod api;
 pub use api::*;
 pub use drafter::*;
 pub use kernels::*;
+pub use kv::*;
 pub use spec::*;
 pub use status::*;
 
