@@ -27,6 +27,9 @@ mod session;
 
 mod api;
 
+#[cfg(feature = "jni")]
+mod java;
+
 pub use api::*;
 pub use kernels::*;
 pub use spec::*;
