@@ -10,9 +10,9 @@ lint:
     cargo clippy --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
-# Every feature alone: core, engine, text, chat, capi, cli.
+# Every feature alone: core, engine, text, chat, capi, hexagon, cli.
 features:
-    for f in "" engine text chat capi cli; do cargo clippy --no-default-features --features "$f" -- -D warnings || exit 1; done
+    for f in "" engine text chat capi hexagon cli; do cargo clippy --no-default-features --features "$f" -- -D warnings || exit 1; done
 
 # Every kernel row of this CPU, and a failure when one of the named rows was skipped.
 conformance expect="":
@@ -38,6 +38,14 @@ arm cpu expect="":
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64 \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static" \
     cargo test --target aarch64-unknown-linux-gnu --no-default-features --test conformance
+
+# What the Arm loops cost by llvm-mca's models, into src/docs/arm.md; needs llvm-22.
+mca:
+    kernels/mca.py --write
+
+# Hexagon rows under qemu-hexagon.
+hvx:
+    NYBL_EXPECT=hvx cargo test --no-default-features --features hexagon --test hvx
 
 # The model inside the program, from its checkpoint.
 demo-model:

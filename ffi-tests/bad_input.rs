@@ -235,7 +235,8 @@ fn tensors_that_cannot_be() {
     change(q, |t| t.1 = vec![32; 9], "dimensions");
     change(q, |t| t.1 = vec![32, 2, 2], "only matrices");
     change(q, |t| t.1 = vec![32, 16], "32 x 32");
-    change(q, |t| t.2 = 12, "Q4_K");
+    change(q, |t| t.2 = 12, "whole blocks of 256");
+    change(q, |t| t.2 = 23, "IQ4_XS");
     change(q, |t| t.2 = 9999, "unknown type");
     change("blk.0.attn_norm.weight", |t| t.1 = vec![31], "1 x 32");
     change("blk.0.attn_norm.weight", |t| t.2 = 8, "not a vector of floats");

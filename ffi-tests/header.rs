@@ -83,7 +83,7 @@ fn heading(chapter: &Chapter) -> String {
 fn declarations(chapter: &Chapter) -> String {
     let mut config = cbindgen::Config::from_file(root().join("include/cbindgen.toml")).unwrap();
     config.header = None;
-    let text = generated(config, &format!("src/ffi/{}.rs", chapter.name));
+    let text = generated(config, &[&format!("src/ffi/{}.rs", chapter.name)]);
     // Statuses in hexadecimal: their second byte is their class.
     let hexadecimal = |line: &str| match line.rsplit_once(' ') {
         Some((define, code)) if line.starts_with("#define NYBL_ERR_") => {
@@ -95,10 +95,11 @@ fn declarations(chapter: &Chapter) -> String {
     text.trim().to_owned() + "\n"
 }
 
-/// What cbindgen makes of one file. One, because reading the whole crate would put the functions we import
+/// What cbindgen makes of some files. Files, because reading the whole crate would put the functions we import
 /// into our own header.
-fn generated(config: cbindgen::Config, source: &str) -> String {
-    let builder = cbindgen::Builder::new().with_config(config).with_src(root().join(source));
+fn generated(config: cbindgen::Config, sources: &[&str]) -> String {
+    let builder = cbindgen::Builder::new().with_config(config);
+    let builder = sources.iter().fold(builder, |b, source| b.with_src(root().join(source)));
     let mut text = Vec::new();
     builder.generate().unwrap().write(&mut text);
     let text = String::from_utf8(text).unwrap();
@@ -279,7 +280,8 @@ fn what_is_generated_is_fresh() {
 #[test]
 fn the_header_of_the_c_kernels_is_fresh() {
     let config = cbindgen::Config::from_file(root().join("kernels/cbindgen.toml")).unwrap();
-    is_fresh("kernels/kernel_abi.h", &generated(config, "src/kernel/abi.rs"));
+    let sources = ["src/kernel/abi.rs", "src/kernel/hexagon.rs"];
+    is_fresh("kernels/kernel_abi.h", &generated(config, &sources));
 }
 
 fn compiles(compiler: &str, flags: &[&str], extension: &str) {

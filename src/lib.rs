@@ -19,6 +19,7 @@
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("nybl needs a 64-bit target: sizes of models are computed in usize");
 
+pub mod cores;
 pub mod error;
 pub mod isa;
 pub mod kernel;
@@ -44,6 +45,8 @@ pub use error::{Error, Result};
 
 /// The documentation's pages.
 pub mod docs {
+    #[doc = include_str!("docs/arm.md")]
+    pub mod arm {}
     #[doc = include_str!("docs/formats.md")]
     pub mod formats {}
     #[doc = include_str!("docs/kernels.md")]

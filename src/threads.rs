@@ -4,7 +4,10 @@
 //! counter (unlike cores then share a matrix well), workers spin briefly and sleep, and the caller
 //! waits only for workers that took part: one that the system did not schedule in time simply finds
 //! the job closed. A pool is therefore never slower than its caller alone by more than one tile.
+//!
+//! A host that has threads of its own lends them instead ([`Executor`]); then none is started here.
 
+use crate::cores::CorePolicy;
 use crate::error::{Error, Result};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
@@ -18,10 +21,16 @@ const SPINS: u32 = 4_000;
 /// Set in [`Shared::gate`] while a job may be entered; the bits below count the workers inside.
 const OPEN: usize = 1 << 31;
 
+/// Threads of the host: calls `tile(0)` to `tile(tiles - 1)`, each once, on whichever threads, and returns
+/// when all have returned.
+pub type Executor = Arc<dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Send + Sync>;
+
 /// A fixed set of worker threads; the calling thread is one of them.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The host's threads, and how many it says they are.
+    host: Option<(Executor, usize)>,
     /// Held while a job runs. A second caller finds it taken and works alone.
     busy: Mutex<()>,
 }
@@ -33,6 +42,8 @@ struct Shared {
     /// Counts jobs, so that a worker enters each at most once.
     epoch: AtomicUsize,
     sleeping: Vec<AtomicBool>,
+    /// Workers that may take part; the others sleep.
+    limit: AtomicUsize,
     quit: AtomicBool,
 }
 
@@ -72,32 +83,63 @@ impl Pool {
     /// [`Error::InvalidArgument`] for 0 or more than 256 threads. A thread that the system refuses is
     /// done without: the pool is then smaller.
     pub fn new(threads: usize) -> Result<Self> {
-        if threads == 0 || threads > 256 {
-            return Err(Error::InvalidArgument(format!("{threads} threads: must be 1 to 256")));
-        }
+        Self::on(threads, &CorePolicy::All)
+    }
+
+    /// As [`Pool::new`], with the workers on the cores of `policy`. The calling thread is the host's: it
+    /// stays where the host has put it.
+    ///
+    /// # Errors
+    /// As [`Pool::new`]. A system that refuses the cores is left to choose them itself.
+    pub fn on(threads: usize, policy: &CorePolicy) -> Result<Self> {
+        check(threads)?;
+        let cores = policy.choose(&affinity::allowed()).map(Arc::new);
         let shared = Arc::new(Shared {
             job: AtomicPtr::new(std::ptr::null_mut()),
             gate: AtomicUsize::new(0),
             epoch: AtomicUsize::new(0),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            limit: AtomicUsize::new(threads - 1),
             quit: AtomicBool::new(false),
         });
         let workers = (0..threads - 1)
             .map_while(|index| {
-                let shared = Arc::clone(&shared);
+                let (shared, cores) = (Arc::clone(&shared), cores.clone());
                 std::thread::Builder::new()
                     .name(format!("nybl-{}", index + 1))
-                    .spawn(move || shared.serve(index))
+                    .spawn(move || {
+                        if let Some(cores) = cores {
+                            affinity::stay_on(&cores);
+                        }
+                        shared.serve(index);
+                    })
                     .ok()
             })
             .collect();
-        Ok(Self { shared, workers, busy: Mutex::new(()) })
+        Ok(Self { shared, workers, host: None, busy: Mutex::new(()) })
+    }
+
+    /// A pool of the host's `threads` threads, none of its own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for 0 or more than 256 threads.
+    pub fn lent(threads: usize, executor: Executor) -> Result<Self> {
+        check(threads)?;
+        let mut pool = Self::new(1)?;
+        pool.host = Some((executor, threads));
+        Ok(pool)
     }
 
     /// Threads that work on a job, the caller included.
     #[must_use]
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.host.as_ref().map_or(self.workers.len() + 1, |(_, threads)| *threads)
+    }
+
+    /// Lets at most `threads` threads work on the jobs that follow, the caller included; the rest of
+    /// them sleep. Does not change a result. A host's threads are the host's to limit.
+    pub fn limit(&self, threads: usize) {
+        self.shared.limit.store(threads.max(1) - 1, Ordering::Relaxed);
     }
 
     /// Calls `tile(0)` to `tile(tiles - 1)`, each once, on any thread of the pool, and returns when
@@ -107,6 +149,9 @@ impl Pool {
     /// # Panics
     /// With the panic of a tile, after every other tile in progress has ended.
     pub fn run(&self, tiles: usize, tile: &(dyn Fn(usize) + Sync)) {
+        if let (Some((executor, _)), true) = (&self.host, tiles > 1) {
+            return run_lent(executor, tiles, tile);
+        }
         let busy = match self.busy.try_lock() {
             Ok(guard) if tiles > 1 && !self.workers.is_empty() => Some(guard),
             Err(TryLockError::Poisoned(guard)) if tiles > 1 && !self.workers.is_empty() => {
@@ -161,7 +206,8 @@ impl Pool {
         // SeqCst pairs with the worker's "announce sleep, then look once more": at least one of the
         // two sees the other, so no wake-up is lost.
         self.shared.gate.store(OPEN, Ordering::SeqCst);
-        for (worker, sleeping) in self.workers.iter().zip(&self.shared.sleeping) {
+        let limit = self.shared.limit.load(Ordering::Relaxed);
+        for (worker, sleeping) in self.workers.iter().zip(&self.shared.sleeping).take(limit) {
             if sleeping.load(Ordering::SeqCst) {
                 worker.thread().unpark();
             }
@@ -200,7 +246,7 @@ impl Shared {
         let mut last = 0;
         let mut spins = 0;
         while !self.quit.load(Ordering::Acquire) {
-            if self.has_news(last) {
+            if self.has_news(index, last) {
                 if let Some(epoch) = self.take_part() {
                     last = epoch;
                     spins = 0;
@@ -210,7 +256,7 @@ impl Shared {
                 std::hint::spin_loop();
             } else {
                 self.sleeping[index].store(true, Ordering::SeqCst);
-                if !self.has_news(last) && !self.quit.load(Ordering::Acquire) {
+                if !self.has_news(index, last) && !self.quit.load(Ordering::Acquire) {
                     std::thread::park();
                 }
                 self.sleeping[index].store(false, Ordering::SeqCst);
@@ -219,8 +265,10 @@ impl Shared {
         }
     }
 
-    fn has_news(&self, last: usize) -> bool {
-        self.gate.load(Ordering::SeqCst) & OPEN != 0 && self.epoch.load(Ordering::Relaxed) != last
+    fn has_news(&self, index: usize, last: usize) -> bool {
+        self.gate.load(Ordering::SeqCst) & OPEN != 0
+            && index < self.limit.load(Ordering::Relaxed)
+            && self.epoch.load(Ordering::Relaxed) != last
     }
 
     /// Enters the open job, works on it and leaves; its epoch, or nothing if it closed first.
@@ -239,6 +287,75 @@ impl Shared {
         }
         Some(epoch)
     }
+}
+
+fn check(threads: usize) -> Result<()> {
+    if threads == 0 || threads > 256 {
+        return Err(Error::InvalidArgument(format!("{threads} threads: must be 1 to 256")));
+    }
+    Ok(())
+}
+
+/// Runs a job on the host's threads. A panic must not unwind through them, which may be C's: it is kept
+/// and goes on in the caller.
+fn run_lent(executor: &Executor, tiles: usize, tile: &(dyn Fn(usize) + Sync)) {
+    let panicked = Mutex::new(None);
+    let done = AtomicUsize::new(0);
+    executor(tiles, &|index| {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| tile(index))) {
+            let mut slot = panicked.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            slot.get_or_insert(payload);
+        }
+        done.fetch_add(1, Ordering::Release);
+    });
+    if let Some(payload) = panicked.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        resume_unwind(payload);
+    }
+    let done = done.load(Ordering::Acquire);
+    assert!(done == tiles, "the host's executor ran {done} of {tiles} tiles");
+}
+
+pub(crate) use affinity::allowed as allowed_cores;
+
+/// Where threads run: only Linux and Android can be asked.
+mod affinity {
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    use crate::cores::MOST;
+
+    /// The cores this thread may run on.
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    pub(crate) fn allowed() -> Vec<usize> {
+        // SAFETY: all zeros is an empty set; the call writes one set.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
+                return Vec::new();
+            }
+            (0..MOST).filter(|core| libc::CPU_ISSET(*core, &set)).collect()
+        }
+    }
+
+    /// Keeps the calling thread on `cores`; a refusal leaves it where it is.
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    pub(super) fn stay_on(cores: &[usize]) {
+        // SAFETY: all zeros is an empty set; the call reads one set. Only numbers below the size of a set
+        // get into it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            for core in cores.iter().filter(|core| **core < MOST) {
+                libc::CPU_SET(*core, &mut set);
+            }
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+        }
+    }
+
+    #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
+    pub(crate) fn allowed() -> Vec<usize> {
+        Vec::new()
+    }
+
+    #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
+    pub(super) fn stay_on(_: &[usize]) {}
 }
 
 /// A pointer that tiles may share because each uses its own part of what it points to.
@@ -315,6 +432,66 @@ mod tests {
         let mut data = vec![1_u8; 10];
         pool.chunks_mut(&mut data, 1, &|_, x| x[0] = 2);
         assert_eq!(data, [2; 10]);
+    }
+
+    #[test]
+    fn a_limit_keeps_workers_out_and_lets_them_in_again() {
+        let pool = Pool::new(4).unwrap();
+        let seen = |limit| {
+            pool.limit(limit);
+            let names = Mutex::new(std::collections::BTreeSet::new());
+            for _ in 0..if cfg!(miri) { 2 } else { 200 } {
+                pool.run(8, &|_| {
+                    let name = std::thread::current().name().map(str::to_owned);
+                    names.lock().unwrap().insert(name);
+                    std::thread::yield_now();
+                });
+            }
+            names.into_inner().unwrap().len()
+        };
+        assert_eq!(seen(1), 1);
+        assert!(seen(2) <= 2);
+        assert!(seen(4) <= 4);
+    }
+
+    #[test]
+    fn the_hosts_threads_do_all_the_work() {
+        let executor: Executor = Arc::new(|tiles, tile| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| (0..tiles / 2).for_each(tile));
+                (tiles / 2..tiles).for_each(tile);
+            });
+        });
+        let pool = Pool::lent(2, executor).unwrap();
+        assert_eq!(pool.threads(), 2);
+        let mut data = vec![0_usize; 100];
+        pool.chunks_mut(&mut data, 7, &|index, chunk| chunk.fill(index));
+        assert!(data.iter().enumerate().all(|(i, &x)| x == i / 7));
+        // A panic reaches the caller, not the host's thread; a host that leaves tiles out is found out.
+        let broken = catch_unwind(AssertUnwindSafe(|| pool.run(4, &|i| assert!(i != 0, "zero"))));
+        assert!(broken.is_err());
+        let lazy = Pool::lent(2, Arc::new(|_, tile| tile(0))).unwrap();
+        assert!(catch_unwind(AssertUnwindSafe(|| lazy.run(2, &|_| {}))).is_err());
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn workers_stay_on_their_cores() {
+        let core = *affinity::allowed().last().unwrap();
+        let pool = Pool::on(3, &CorePolicy::These(vec![core])).unwrap();
+        let here = std::thread::current().id();
+        for _ in 0..100 {
+            pool.run(6, &|_| {
+                if std::thread::current().id() != here {
+                    assert_eq!(affinity::allowed(), [core]);
+                }
+                std::thread::yield_now();
+            });
+        }
+        assert!(
+            affinity::allowed().len() > 1
+                || std::thread::available_parallelism().unwrap().get() == 1
+        );
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Opening a model from any file that can be read.
 #![forbid(unsafe_code)]
 
+use super::pass::{Canceller, Door};
 use super::runtime::Runtime;
+use super::warm::{Progress, Warming};
 use crate::error::{Error, Result};
 use crate::file::checkpoint::Checkpoint;
 use crate::file::gguf::Gguf;
@@ -11,12 +13,12 @@ use crate::file::source::Source;
 use crate::kv::hash::{START, mix_bytes};
 use crate::kv::snapshot::Identity;
 use crate::model::config::Config;
-use crate::model::forward::Parts;
+use crate::model::forward::{Gate, Parts};
 use crate::model::weights::{Matrix, Weights};
 #[cfg(feature = "text")]
 use crate::text::{tokenizer::Tokenizer, vocabulary};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// An opened model: immutable, shared by its sessions.
 pub struct Model {
@@ -28,6 +30,7 @@ pub struct Model {
     weights: Weights,
     #[cfg(feature = "text")]
     tokenizer: Option<Tokenizer>,
+    warming: OnceLock<Warming>,
 }
 
 impl Model {
@@ -94,7 +97,46 @@ impl Model {
             metadata: without_vocabulary(metadata),
             config,
             weights,
+            warming: OnceLock::new(),
         }))
+    }
+
+    /// Reads the weights into memory in the background, in the order of the layers, and tells `progress`.
+    /// Sessions may work meanwhile: a pass waits only for the layer that it has come to. Does nothing the
+    /// second time.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system refuses a thread.
+    pub fn prefetch(&self, progress: Option<Progress>) -> Result<()> {
+        if self.warming.get().is_none() {
+            // Two threads at once: one of the readers is dropped, which stops it.
+            let _ = self.warming.set(Warming::start(self.weights.mapped_parts(), progress)?);
+        }
+        Ok(())
+    }
+
+    /// The background reading, when there is or was one.
+    #[must_use]
+    pub fn warming(&self) -> Option<&Warming> {
+        self.warming.get()
+    }
+
+    /// Gives the pages of all weights back to the system, which reads them again when they are used.
+    /// Bytes given back, at most: those of pages that were there.
+    pub fn release_pages(&self) -> usize {
+        let parts = self.weights.mapped_parts();
+        parts.into_iter().flatten().map(|(source, range)| source.release(range)).sum()
+    }
+
+    /// Keeps all pages of the weights in memory until the model is closed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the system's reason.
+    pub fn lock_pages(&self) -> Result<()> {
+        match self.weights.mapped_parts().into_iter().flatten().next() {
+            Some((source, _)) => source.lock(),
+            None => Ok(()),
+        }
     }
 
     /// The runtime it was opened with.
@@ -135,13 +177,19 @@ impl Model {
         #[cfg(not(feature = "text"))]
         &[]
     }
+    /// What a session goes through on its way.
+    pub(super) fn door<'a>(&'a self, canceller: &'a Canceller) -> Door<'a> {
+        Door { canceller, warming: self.warming.get() }
+    }
+
     /// What a forward pass works with.
-    pub(super) fn parts(&self) -> Parts<'_> {
+    pub(super) fn parts<'a>(&'a self, gate: &'a dyn Gate) -> Parts<'a> {
         Parts {
             config: &self.config,
             weights: &self.weights,
             kernels: self.runtime.kernels(),
             pool: self.runtime.pool(),
+            gate: Some(gate),
         }
     }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::load::Model;
+use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
@@ -35,9 +36,11 @@ pub fn score(
     let mut store = KvStore::new(model.config().kv_shape(), context);
     let mut table = BlockTable::default();
     store.reserve(&mut table, tokens.len())?;
-    let parts = model.parts();
+    let canceller = Canceller::default();
+    let door = model.door(&canceller);
     for tokens in tokens.chunks(chunk) {
-        let logits = scratch.forward(parts, tokens, &mut store, &table, Logits::All);
+        let logits =
+            scratch.forward(model.parts(&door), tokens, &mut store, &table, Logits::All)?;
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {
             each(table.len() + row, logits);
         }

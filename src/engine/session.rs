@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::load::Model;
+use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kernel::KvFormat;
 use crate::kv::BLOCK_TOKENS;
@@ -16,6 +17,7 @@ use crate::model::forward::{Logits, Scratch};
 use crate::text::sample::{Hook, Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Settings of a [`Session`].
 #[derive(Clone, Debug, Default)]
@@ -55,6 +57,7 @@ pub struct Session {
     context: usize,
     chunk: usize,
     poisoned: bool,
+    canceller: Canceller,
 }
 
 impl Session {
@@ -110,6 +113,7 @@ impl Session {
             context,
             chunk,
             poisoned: false,
+            canceller: Canceller::default(),
             model,
         })
     }
@@ -198,6 +202,12 @@ impl Session {
         &self.model
     }
 
+    /// What cancels calls on this session, from any thread.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        self.canceller.clone()
+    }
+
     /// The tokens of the sequence so far.
     #[must_use]
     pub fn tokens(&self) -> &[u32] {
@@ -226,8 +236,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a token outside the vocabulary, [`Error::ContextFull`] when they do
-    /// not fit, [`Error::OutOfMemory`]: nothing has changed then. [`Error::Poisoned`] after a failure
-    /// inside the model.
+    /// not fit, [`Error::OutOfMemory`], [`Error::Cancelled`], [`Error::ThermalPause`]: nothing has changed
+    /// then. [`Error::Poisoned`] after a failure inside the model.
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         self.check(tokens)?;
         if tokens.is_empty() {
@@ -242,7 +252,12 @@ impl Session {
             lock(&self.store).rewind(&mut self.table, keep, first_seen);
             return Err(error);
         }
-        self.catch_up();
+        if let Err(error) = self.catch_up() {
+            // What has been computed is found again when the same tokens are appended once more.
+            lock(&self.store).publish(&mut self.table, &self.tokens);
+            self.truncate(before);
+            return Err(error);
+        }
         Ok(())
     }
 
@@ -309,14 +324,18 @@ impl Session {
         self.check(drafts)?;
         self.reserve(drafts.len())?;
         let rows = [&self.tokens[self.table.len()..], drafts].concat();
-        // As in `catch_up`.
-        self.poisoned = true;
         let model = Arc::clone(&self.model);
-        let parts = model.parts();
+        let step = model.runtime().step()?;
+        let (start, door) = (Instant::now(), model.door(&self.canceller));
         let mut store = lock(&self.store);
-        let logits = scratch.forward(parts, &rows, &mut store, &self.table, Logits::All);
-        drop(store);
+        // As in `run_chunk`.
+        self.poisoned = true;
+        let logits =
+            scratch.forward(model.parts(&door), &rows, &mut store, &self.table, Logits::All);
         self.poisoned = false;
+        drop(store);
+        let logits = logits?;
+        self.canceller.sleep(step.rest(start.elapsed()))?;
         Ok(logits)
     }
 
@@ -397,7 +416,7 @@ impl Session {
         }
         if !self.fresh {
             self.reserve(0)?;
-            self.catch_up();
+            self.catch_up()?;
         }
         Ok(())
     }
@@ -410,27 +429,37 @@ impl Session {
         lock(&self.store).drop_before(&mut self.table, 0, first_seen);
     }
 
-    fn catch_up(&mut self) {
-        // Should the model panic, the cache may hold half a step: poisoned until the end is reached.
-        self.poisoned = true;
+    /// Runs all tokens that are not yet in the cache. On failure those of whole chunks are.
+    fn catch_up(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
-        let parts = model.parts();
-        let mut store = lock(&self.store);
         while self.table.len() < self.tokens.len() {
-            let left = &self.tokens[self.table.len()..];
-            let chunk = &left[..left.len().min(self.scratch.most())];
-            let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
-            let logits = self.scratch.forward(parts, chunk, &mut store, &self.table, want);
-            if want == Logits::Last {
-                self.logits.copy_from_slice(logits);
-            }
-            self.table.commit(chunk.len());
+            let step = model.runtime().step()?;
+            let start = Instant::now();
+            self.run_chunk(&model)?;
+            self.fresh = self.table.len() == self.tokens.len();
+            self.canceller.sleep(step.rest(start.elapsed()))?;
         }
-        store.publish(&mut self.table, &self.tokens);
-        drop(store);
+        lock(&self.store).publish(&mut self.table, &self.tokens);
         self.shed();
-        self.fresh = true;
+        Ok(())
+    }
+
+    fn run_chunk(&mut self, model: &Model) -> Result<()> {
+        let left = &self.tokens[self.table.len()..];
+        let chunk = &left[..left.len().min(self.scratch.most())];
+        let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
+        let door = model.door(&self.canceller);
+        let mut store = lock(&self.store);
+        // Should the model panic, the cache may hold half a step.
+        self.poisoned = true;
+        let logits = self.scratch.forward(model.parts(&door), chunk, &mut store, &self.table, want);
         self.poisoned = false;
+        let logits = logits?;
+        if want == Logits::Last {
+            self.logits.copy_from_slice(logits);
+        }
+        self.table.commit(chunk.len());
+        Ok(())
     }
 }
 

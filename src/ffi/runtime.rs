@@ -80,7 +80,12 @@ pub unsafe extern "C" fn nybl_runtime_create(
             let isa = text("config->isa", config.isa, config.isa_len)?;
             let isa = (!isa.is_empty()).then(|| isa.to_owned());
             let memory = memory(config.allocator)?;
-            let config = RuntimeConfig { threads: config.threads as usize, isa, memory };
+            let config = RuntimeConfig {
+                threads: config.threads as usize,
+                isa,
+                memory,
+                ..RuntimeConfig::default()
+            };
             let runtime = Arc::new(Runtime::new(&config)?);
             set("out", out, Box::into_raw(Box::new(nybl_runtime { runtime })))
         }

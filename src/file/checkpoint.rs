@@ -88,6 +88,7 @@ impl Checkpoint {
             }
             whole.metadata.remove_prefix("split.");
         }
+        super::unfuse::unfuse(&mut whole)?;
         Ok(whole)
     }
 }

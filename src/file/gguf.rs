@@ -3,7 +3,7 @@
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 #![forbid(unsafe_code)]
 
-use super::blocks::{Type, type_name};
+use super::blocks::{Type, readable, type_name};
 use super::metadata::Metadata;
 use super::reader::{Reader, size};
 use super::source::Source;
@@ -146,9 +146,10 @@ fn read_entry(reader: &mut Reader<'_>, name: &str, alignment: usize) -> Result<E
     }
     let Some(kind) = Type::from_code(code) else {
         return Err(Error::Unsupported(format!(
-            "{}: tensor {name} has the type {}; read are F32, F16, BF16, Q4_0, Q4_1, Q5_0 and Q8_0",
+            "{}: tensor {name} has the type {}; read are {}",
             reader.file(),
-            type_name(code)
+            type_name(code),
+            readable()
         )));
     };
     let (k, n) = (size(shape[0]), size(shape[1]));

@@ -1,55 +1,21 @@
 //! Hugging Face folders: `config.json`, safetensors and tokenizer files, as GGUF would have them.
 //!
-//! A family is data: which module becomes which tensor, and what must be done to it on the way.
+//! [`super::families`] says which module becomes which tensor, and what must be done to it on the way.
 #![forbid(unsafe_code)]
 
 use super::blocks::Type;
 use super::checkpoint::{Checkpoint, part_name};
+use super::families::{Family, family, metadata};
 use super::metadata::{Metadata, Value};
 use super::safetensors::{self, Dtype, Stored};
 use super::source::Source;
 use super::tensor::{RowOrder, Tensor};
+use super::words::{Convention, Parts, Scheme, Words};
 use crate::error::{Error, Result};
 use crate::kernel::layout::MAX_DIMENSION;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// How one architecture of Hugging Face is written in GGUF.
-struct Family {
-    /// `model_type` in `config.json`.
-    model_type: &'static str,
-    /// `general.architecture`.
-    architecture: &'static str,
-    /// Whether GGUF rotates neighbouring pairs, so that rows of queries and keys change places.
-    pairs: bool,
-    /// Modules outside the layers: GGUF's name, the folder's.
-    ends: &'static [(&'static str, &'static str)],
-    /// Modules of a layer.
-    layer: &'static [(&'static str, &'static str)],
-}
-
-const FAMILIES: &[Family] = &[Family {
-    model_type: "llama",
-    architecture: "llama",
-    pairs: true,
-    ends: &[
-        ("token_embd", "model.embed_tokens"),
-        ("output_norm", "model.norm"),
-        ("output", "lm_head"),
-    ],
-    layer: &[
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("ffn_norm", "post_attention_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
-    ],
-}];
 
 /// Largest JSON file beside the tokenizer: parsed, it takes many times its size.
 const MAX_JSON: usize = 1 << 20;
@@ -81,20 +47,15 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 pub fn from_files(folder: &str, files: &BTreeMap<String, Source>) -> Result<Checkpoint> {
     let config = Config::read(folder, files, "config.json")?
         .ok_or_else(|| Error::corrupt(folder, "config.json", "is missing"))?;
-    let model_type = config.required("model_type", config.text("model_type")?)?;
-    let Some(family) = FAMILIES.iter().find(|family| family.model_type == model_type) else {
-        let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
-        return Err(Error::Unsupported(format!(
-            "{folder}: the model_type {model_type}; supported are {}",
-            known.join(", ")
-        )));
-    };
+    let family = family(folder, &config)?;
     let mut metadata = metadata(folder, family, &config)?;
     tokenizer(folder, files, &config, &mut metadata)?;
     let shards = shards(folder, files)?;
-    let modules = Modules { folder, stored: safetensors::read(&shards)? };
+    let scheme = scheme(folder, files, &config)?;
+    let modules = Modules { folder, stored: safetensors::read(&shards)?, scheme };
     let tensors = tensors(family, &config, modules)?;
-    let format = format!("Hugging Face {model_type}, safetensors in {} files", shards.len());
+    let format =
+        format!("Hugging Face {}, safetensors in {} files", family.model_type, shards.len());
     Ok(Checkpoint { name: folder.into(), format, metadata, tensors, files: shards })
 }
 
@@ -122,7 +83,7 @@ fn shards(folder: &str, files: &BTreeMap<String, Source>) -> Result<Vec<Source>>
 }
 
 /// A JSON object of the folder, whose errors name file and field.
-struct Config {
+pub(super) struct Config {
     file: String,
     object: Json,
 }
@@ -143,41 +104,67 @@ impl Config {
         Ok(Some(Self { file, object }))
     }
 
-    fn error(&self, key: &str, reason: &str) -> Error {
+    pub(super) fn error(&self, key: &str, reason: &str) -> Error {
         Error::corrupt(&self.file, key, reason)
     }
 
-    fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
+    pub(super) fn required<T>(&self, key: &str, found: Option<T>) -> Result<T> {
         found.ok_or_else(|| self.error(key, "is missing"))
     }
 
     /// The value of `key`, if it is there and not null.
-    fn get(&self, key: &str) -> Option<&Json> {
+    pub(super) fn get(&self, key: &str) -> Option<&Json> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    fn text(&self, key: &str) -> Result<Option<&str>> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&str>> {
         let wrong = || self.error(key, "is not text");
         self.get(key).map(|value| value.as_str().ok_or_else(wrong)).transpose()
     }
 
-    fn integer(&self, key: &str) -> Result<Option<u64>> {
+    pub(super) fn integer(&self, key: &str) -> Result<Option<u64>> {
         let wrong = || self.error(key, "is not a whole number of zero or more");
         self.get(key).map(|value| value.as_u64().ok_or_else(wrong)).transpose()
     }
 
-    fn number(&self, key: &str) -> Result<Option<f64>> {
+    pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
         let wrong = || self.error(key, "is not a number");
         self.get(key).map(|value| value.as_f64().ok_or_else(wrong)).transpose()
     }
 
-    fn bool(&self, key: &str) -> Result<Option<bool>> {
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>> {
         let wrong = || self.error(key, "is not true or false");
         self.get(key).map(|value| value.as_bool().ok_or_else(wrong)).transpose()
     }
 
+    /// An object inside this one.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Self>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(object @ Json::Object(_)) => {
+                Ok(Some(Self { file: format!("{}: {key}", self.file), object: object.clone() }))
+            }
+            Some(_) => Err(self.error(key, "is not an object")),
+        }
+    }
+
+    /// Everything in it.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&String, &Json)> {
+        self.object.as_object().into_iter().flatten()
+    }
+
+    /// A list of numbers, which must be there.
+    #[expect(clippy::cast_possible_truncation, reason = "kept as f32")]
+    pub(super) fn floats(&self, key: &str) -> Result<Vec<f32>> {
+        let list = self.required(key, self.get(key))?.as_array();
+        let numbers =
+            list.and_then(|list| list.iter().map(Json::as_f64).collect::<Option<Vec<_>>>());
+        let numbers = numbers.ok_or_else(|| self.error(key, "is not a list of numbers"))?;
+        Ok(numbers.into_iter().map(|number| number as f32).collect())
+    }
+
     /// A size that a matrix can have.
-    fn size(&self, key: &str) -> Result<usize> {
+    pub(super) fn size(&self, key: &str) -> Result<usize> {
         let size = self.required(key, self.integer(key)?)?;
         match usize::try_from(size) {
             Ok(size) if (1..=MAX_DIMENSION).contains(&size) => Ok(size),
@@ -185,13 +172,13 @@ impl Config {
         }
     }
 
-    fn heads(&self) -> Result<(usize, usize)> {
+    pub(super) fn heads(&self) -> Result<(usize, usize)> {
         let heads = self.size("num_attention_heads")?;
         let kv = self.integer("num_key_value_heads")?.is_some();
         Ok((heads, if kv { self.size("num_key_value_heads")? } else { heads }))
     }
 
-    fn head_dim(&self) -> Result<usize> {
+    pub(super) fn head_dim(&self) -> Result<usize> {
         match self.integer("head_dim")? {
             Some(_) => self.size("head_dim"),
             None => Ok((self.size("hidden_size")? / self.heads()?.0).max(1)),
@@ -199,43 +186,98 @@ impl Config {
     }
 }
 
-/// The keys that GGUF has for what `config.json` says.
-fn metadata(folder: &str, family: &Family, config: &Config) -> Result<Metadata> {
-    let mut metadata = Metadata::new(folder);
-    let name = Path::new(folder).file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = config.text("_name_or_path")?.filter(|name| !name.is_empty()).map_or(name, |path| {
-        Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
-    });
-    metadata.set("general.architecture", Value::Text(family.architecture.into()));
-    if let Some(name) = name {
-        metadata.set("general.name", Value::Text(name));
-    }
-    let key = |suffix: &str| format!("{}.{suffix}", family.architecture);
-    let (heads, kv_heads) = config.heads()?;
-    let head_dim = config.head_dim()?;
-    for (suffix, size) in [
-        ("context_length", config.size("max_position_embeddings")?),
-        ("embedding_length", config.size("hidden_size")?),
-        ("block_count", config.size("num_hidden_layers")?),
-        ("feed_forward_length", config.size("intermediate_size")?),
-        ("attention.head_count", heads),
-        ("attention.head_count_kv", kv_heads),
-        ("attention.key_length", head_dim),
-        ("attention.value_length", head_dim),
-        ("rope.dimension_count", head_dim),
-    ] {
-        metadata.set(&key(suffix), Value::Unsigned(size as u64));
-    }
-    let eps = config.required("rms_norm_eps", config.number("rms_norm_eps")?)?;
-    metadata.set(&key("attention.layer_norm_rms_epsilon"), Value::Float(eps));
-    if let Some(theta) = config.number("rope_theta")? {
-        metadata.set(&key("rope.freq_base"), Value::Float(theta));
-    }
-    if let Some(scaling) = config.get("rope_scaling") {
-        let kind = scaling.get("rope_type").or(scaling.get("type")).and_then(Json::as_str);
-        metadata.set(&key("rope.scaling.type"), Value::Text(kind.unwrap_or("unknown").into()));
-    }
-    Ok(metadata)
+/// How the matrices are quantised, if they are.
+fn scheme(
+    folder: &str,
+    files: &BTreeMap<String, Source>,
+    config: &Config,
+) -> Result<Option<Scheme>> {
+    let mut nested = ["quantization_config", "compression_config"].into_iter();
+    let nested = nested.find_map(|key| config.get(key).map(|object| (key, object.clone())));
+    let said = match nested {
+        Some((key, object)) => Config { file: format!("{}: {key}", config.file), object },
+        None => match Config::read(folder, files, "quantize_config.json")? {
+            Some(said) => said,
+            None => return Ok(None),
+        },
+    };
+    let method = said.text("quant_method")?.unwrap_or("gptq");
+    let unsupported = |what: String| Err(Error::Unsupported(format!("{}: {what}", said.file)));
+    let bits = |config: &Config, key: &str| -> Result<u32> {
+        let bits = config.required(key, config.integer(key)?)?;
+        let wrong = || config.error(key, &format!("{bits} is not between 2 and 8"));
+        u32::try_from(bits).ok().filter(|bits| (2..=8).contains(bits)).ok_or_else(wrong)
+    };
+    let group = |config: &Config, key: &str| -> Result<usize> {
+        match config.get(key).map(Json::as_i64) {
+            None => Ok(0),
+            Some(Some(-1)) => Ok(0),
+            Some(size) => {
+                let size = size.and_then(|size| usize::try_from(size).ok());
+                let size = size.filter(|size| (1..=MAX_DIMENSION).contains(size));
+                size.ok_or_else(|| config.error(key, "is neither -1 nor a number of columns"))
+            }
+        }
+    };
+    let (convention, bits, group) = match method {
+        "gptq" => {
+            let format = said.text("checkpoint_format")?.unwrap_or("gptq");
+            let (less_one, planar) = match format {
+                "gptq" => (true, false),
+                "gptq_v2" => (false, false),
+                "gptq_p" => (false, true),
+                other => return unsupported(format!("the checkpoint_format {other}")),
+            };
+            let convention = Convention::Gptq { less_one, planar };
+            (convention, vec![bits(&said, "bits")?], group(&said, "group_size")?)
+        }
+        "awq" => {
+            let key = |first: &'static str, second| {
+                if said.get(first).is_some() { first } else { second }
+            };
+            let convention = match said.text("version")?.unwrap_or("gemm").to_lowercase().as_str() {
+                "gemm" => Convention::AwqGemm,
+                "gemv" => Convention::AwqGemv,
+                other => {
+                    return unsupported(format!("the AWQ version {other}; read are gemm and gemv"));
+                }
+            };
+            let bits = bits(&said, key("bits", "w_bit"))?;
+            if bits != 4 {
+                return unsupported(format!("AWQ with {bits} bits; only 4 exist"));
+            }
+            (convention, vec![bits], group(&said, key("group_size", "q_group_size"))?)
+        }
+        "compressed-tensors" => {
+            let format = said.text("format")?.unwrap_or("pack-quantized");
+            if format != "pack-quantized" {
+                return unsupported(format!("the format {format}; read is pack-quantized"));
+            }
+            let groups = said.required("config_groups", said.get("config_groups"))?;
+            let groups = groups
+                .as_object()
+                .ok_or_else(|| said.error("config_groups", "is not an object"))?;
+            let (mut all, mut sizes) = (Vec::new(), Vec::new());
+            for (name, object) in groups {
+                let file = format!("{}: config_groups: {name}: weights", said.file);
+                let object = object.get("weights").cloned().unwrap_or(Json::Null);
+                let weights = Config { file, object };
+                all.push(bits(&weights, "num_bits")?);
+                sizes.push(group(&weights, "group_size")?);
+            }
+            sizes.dedup();
+            let [size] = sizes[..] else {
+                return unsupported(format!("groups of {sizes:?} columns in one checkpoint"));
+            };
+            (Convention::PackQuantized, all, size)
+        }
+        other => {
+            return unsupported(format!(
+                "the quantisation method {other}; read are gptq, awq and compressed-tensors"
+            ));
+        }
+    };
+    Ok(Some(Scheme { convention, bits, group }))
 }
 
 /// The tokenizer as it is, with what other files say about it beside.
@@ -300,6 +342,7 @@ fn tokenizer(
 struct Modules<'a> {
     folder: &'a str,
     stored: BTreeMap<String, Stored>,
+    scheme: Option<Scheme>,
 }
 
 impl Modules<'_> {
@@ -308,16 +351,45 @@ impl Modules<'_> {
     }
 
     fn holds(&self, module: &str) -> bool {
-        self.stored.contains_key(&format!("{module}.weight"))
+        let holds = |part: &str| self.stored.contains_key(&format!("{module}.{part}"));
+        ["weight", "qweight", "weight_packed"].into_iter().any(holds)
     }
 
     /// The weight of a module, in whichever of the encodings it is stored.
     fn weight(&mut self, module: &str) -> Result<Tensor> {
         let name = format!("{module}.weight");
-        match self.stored.remove(&name) {
-            Some(stored) => self.floats(&name, stored),
-            None => Err(self.error(&name, "is missing")),
+        if let Some(stored) = self.stored.remove(&name) {
+            return self.floats(&name, stored);
         }
+        let mut take = |name: &str| self.stored.remove(&format!("{module}.{name}"));
+        let parts = match take("weight_packed") {
+            None => Parts {
+                codes: take("qweight"),
+                scales: take("scales"),
+                zeros: take("qzeros"),
+                groups: take("g_idx"),
+                shape: None,
+            },
+            packed => Parts {
+                codes: packed,
+                scales: take("weight_scale"),
+                zeros: take("weight_zero_point"),
+                groups: take("weight_g_idx"),
+                shape: take("weight_shape"),
+            },
+        };
+        let Some(scheme) = &self.scheme else {
+            let reason = match parts.codes {
+                None => "is missing",
+                Some(_) => "is quantised, and no quantization_config says how",
+            };
+            return Err(self.error(&name, reason));
+        };
+        if parts.codes.is_none() {
+            return Err(self.error(&name, "is missing"));
+        }
+        let words = Words::new(scheme, parts);
+        Ok(Tensor::words(words.map_err(|error| error.in_tensor(self.folder, module))?))
     }
 
     /// The bias of a module, if it has one.
@@ -362,38 +434,64 @@ fn tensors(
     mut modules: Modules<'_>,
 ) -> Result<BTreeMap<String, Tensor>> {
     let head_dim = config.head_dim()?;
-    let tied = config.bool("tie_word_embeddings")?.unwrap_or(false);
+    let tied = config.bool("tie_word_embeddings")?;
     let layers = config.size("num_hidden_layers")?;
     if layers > 4096 {
         return Err(config.error("num_hidden_layers", &format!("{layers} is absurd")));
     }
-    let ends = family.ends.iter().map(|(to, from)| (*to, (*to).to_owned(), (*from).to_owned()));
+    let ends = family.ends.iter().map(|(roles, from)| (*roles, String::new(), (*from).to_owned()));
     let layers = (0..layers).flat_map(|layer| {
-        family.layer.iter().map(move |(to, from)| {
-            (*to, format!("blk.{layer}.{to}"), format!("model.layers.{layer}.{from}"))
+        family.layer.iter().map(move |(roles, from)| {
+            (*roles, format!("blk.{layer}."), format!("model.layers.{layer}.{from}"))
         })
     });
     let mut tensors = BTreeMap::new();
-    for (role, to, from) in ends.chain(layers) {
-        if role == "output" && (tied || !modules.holds(&from)) {
+    for (roles, place, from) in ends.chain(layers) {
+        if roles == ["output"] && (tied == Some(true) || tied.is_none() && !modules.holds(&from)) {
             modules.stored.remove(&format!("{from}.weight"));
             continue;
         }
-        let rows = match role {
-            "attn_q" | "attn_k" if family.pairs => {
-                RowOrder::Pairs { head: head_dim, rotated: head_dim }
-            }
-            _ => RowOrder::AsStored,
-        };
         let weight = modules.weight(&from)?;
-        let bias = modules.bias(&from)?;
+        // AutoGPTQ writes a bias of zeros for modules that have none.
+        let has_bias = family.architecture == "qwen2" && roles[0] != "attn_output";
+        let bias = modules.bias(&from)?.filter(|bias| {
+            let is_zero = || bias.vector().is_ok_and(|bias| bias.iter().all(|x| *x == 0.0));
+            has_bias || weight.is_float() || !is_zero()
+        });
+        let parts = [("weight", Some(weight)), ("bias", bias)];
         let wrong = |error: Error| Error::corrupt(modules.folder, &from, error.to_string());
-        if let Some(bias) = bias {
-            let bias = bias.with_rows(rows.clone()).map_err(wrong)?;
-            tensors.insert(format!("{to}.bias"), bias);
+        for (suffix, whole) in parts {
+            let Some(whole) = whole else { continue };
+            let mut first = 0;
+            for role in roles {
+                let rows = match (roles.len(), *role) {
+                    (1, _) => None,
+                    (_, "attn_q") => Some(config.heads()?.0 * head_dim),
+                    (_, "attn_k" | "attn_v") => Some(config.heads()?.1 * head_dim),
+                    _ => Some(config.size("intermediate_size")?),
+                };
+                let mut part = whole.clone();
+                if let Some(rows) = rows {
+                    part = whole.slice(first, rows).map_err(wrong)?;
+                    first += rows;
+                }
+                if matches!(*role, "attn_q" | "attn_k") && family.pairs {
+                    let order = RowOrder::Pairs { head: head_dim, rotated: head_dim };
+                    part = part.with_rows(order).map_err(wrong)?;
+                }
+                if role.ends_with("norm") && suffix == "weight" {
+                    part = part.plus(family.norm_plus);
+                }
+                tensors.insert(format!("{place}{role}.{suffix}"), part);
+            }
+            let all = if whole.is_vector() { whole.k() } else { whole.n() };
+            if roles.len() > 1 && first != all {
+                let reason = format!("has {all} rows where config.json asks for {first}");
+                return Err(Error::corrupt(modules.folder, &from, reason));
+            }
         }
-        tensors.insert(format!("{to}.weight"), weight.with_rows(rows).map_err(wrong)?);
     }
+    fold_orders(&mut tensors)?;
     modules.stored.retain(|name, _| !name.ends_with("rotary_emb.inv_freq"));
     if let Some(extra) = modules.stored.keys().next() {
         return Err(Error::Unsupported(format!(
@@ -402,6 +500,37 @@ fn tensors(
         )));
     }
     Ok(tensors)
+}
+
+/// Where a matrix multiplies what the rows of other matrices make, its order of columns becomes their order
+/// of rows: `ffn_down` after `ffn_gate` and `ffn_up`. The others have to order their activations as they run.
+fn fold_orders(tensors: &mut BTreeMap<String, Tensor>) -> Result<()> {
+    let downs: Vec<_> = tensors
+        .iter()
+        .filter(|(name, tensor)| name.ends_with(".ffn_down.weight") && tensor.order().is_some())
+        .map(|(name, _)| name.clone())
+        .collect();
+    for down in downs {
+        let name = |part: &str| down.replace("ffn_down", part);
+        let (Some(tensor), Some(gate), Some(up)) = (
+            tensors.get(&down).cloned(),
+            tensors.get(&name("ffn_gate")).cloned(),
+            tensors.get(&name("ffn_up")).cloned(),
+        ) else {
+            continue;
+        };
+        let biased = |part: &str| tensors.contains_key(&name(part).replace(".weight", ".bias"));
+        let (Some(order), false) =
+            (tensor.order().cloned(), biased("ffn_gate") || biased("ffn_up"))
+        else {
+            continue;
+        };
+        let rows = RowOrder::Listed(order);
+        tensors.insert(name("ffn_gate"), gate.with_rows(rows.clone())?);
+        tensors.insert(name("ffn_up"), up.with_rows(rows)?);
+        tensors.insert(down, tensor.in_order());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

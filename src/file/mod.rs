@@ -3,6 +3,8 @@
 
 pub mod blocks;
 pub mod checkpoint;
+#[cfg(feature = "huggingface")]
+mod families;
 pub mod gguf;
 #[cfg(feature = "huggingface")]
 pub mod huggingface;
@@ -13,3 +15,6 @@ pub mod reader;
 pub mod safetensors;
 pub mod source;
 pub mod tensor;
+mod unfuse;
+#[cfg(feature = "huggingface")]
+mod words;

@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,18 +34,45 @@ impl Source {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let file = File::open(path).map_err(|reason| Error::io(&name, &reason))?;
-        let metadata = file.metadata().map_err(|reason| Error::io(&name, &reason))?;
+        Self::part(&name, &file, 0, None)
+    }
+
+    /// Maps `length` bytes of an open file from `offset` on, or all that follow: a model that lies
+    /// uncompressed inside another file, as an asset lies in an Android package. `name` is what errors
+    /// call it. The file may be closed afterwards.
+    ///
+    /// # Errors
+    /// As [`Source::open`]; [`Error::Corrupt`] when the file ends before the part does, or when the part
+    /// does not begin at a multiple of 64, which the kernels need.
+    pub fn part(name: &str, file: &File, offset: u64, length: Option<u64>) -> Result<Self> {
+        let metadata = file.metadata().map_err(|reason| Error::io(name, &reason))?;
         if metadata.is_dir() {
             let reason = "is a folder, not a model file".into();
-            return Err(Error::Io { path: name, reason });
+            return Err(Error::Io { path: name.into(), reason });
         }
-        if metadata.len() == 0 {
+        let rest = metadata.len().saturating_sub(offset);
+        let length = length.unwrap_or(rest);
+        if length > rest {
+            let reason = format!(
+                "of {} bytes ends before {length} bytes from {offset} on do",
+                metadata.len()
+            );
+            return Err(Error::corrupt(name, "file", reason));
+        }
+        if length == 0 {
             return Err(Error::corrupt(name, "file", "is empty"));
         }
+        if !offset.is_multiple_of(64) {
+            let reason = format!(
+                "begins at {offset}, which is no multiple of 64: store it uncompressed and align it (zipalign)"
+            );
+            return Err(Error::corrupt(name, "offset", reason));
+        }
+        let mut options = memmap2::MmapOptions::new();
+        options.offset(offset).len(super::reader::size(length));
         // SAFETY: the mapping is private to this library and only read. Another process that
         // truncates the file can fault it, which is documented above and cannot be excluded.
-        let map =
-            unsafe { memmap2::Mmap::map(&file) }.map_err(|reason| Error::io(&name, &reason))?;
+        let map = unsafe { options.map(file) }.map_err(|reason| Error::io(name, &reason))?;
         Ok(Self { name: name.into(), bytes: Bytes::Mapped(Arc::new(map)) })
     }
 
@@ -66,6 +94,60 @@ impl Source {
         &self.name
     }
 
+    /// Whether the bytes are a mapped file, whose pages come and go.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.bytes, Bytes::Mapped(_))
+    }
+
+    /// Brings the pages of `range` into memory and into this process' tables, reading them in order, and
+    /// returns when they are there. Does nothing for bytes that are in memory anyway.
+    pub fn prefetch(&self, range: Range<usize>) {
+        let Bytes::Mapped(map) = &self.bytes else { return };
+        let range = range.start.min(map.len())..range.end.min(map.len());
+        // Where the system cannot do it in one call (Linux before 5.14, Apple's), touching a byte of each
+        // page does; the hint lets it read ahead. A refusal of either only makes it slower.
+        #[cfg(target_os = "linux")]
+        if map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).is_ok() {
+            return;
+        }
+        #[cfg(unix)]
+        let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, range.len());
+        let sum = map[range].iter().step_by(4096).fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+        std::hint::black_box(sum);
+    }
+
+    /// Gives the pages of `range` back to the system, which reads them again when they are used: bytes
+    /// given back, at most. The file's pages may stay in the system's cache.
+    pub fn release(&self, range: Range<usize>) -> usize {
+        let Bytes::Mapped(map) = &self.bytes else { return 0 };
+        let range = range.start.min(map.len())..range.end.min(map.len());
+        #[cfg(unix)]
+        {
+            let (start, len) = (range.start, range.len());
+            // SAFETY: the mapping is of a file and never written to, so that a page that is dropped comes
+            // back with the same bytes; nobody can see that it was away.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len)
+            };
+            advised.map_or(0, |()| len)
+        }
+        #[cfg(not(unix))]
+        0
+    }
+
+    /// Keeps all pages in memory until the source is closed. Needs a right that phones seldom give.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the system's reason; nothing has changed then.
+    pub fn lock(&self) -> Result<()> {
+        match &self.bytes {
+            #[cfg(unix)]
+            Bytes::Mapped(map) => map.lock().map_err(|reason| Error::io(self.name(), &reason)),
+            _ => Ok(()),
+        }
+    }
+
     /// All bytes.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
@@ -74,5 +156,50 @@ impl Source {
             Bytes::Static(bytes) => bytes,
             Bytes::Owned(bytes) => bytes,
         }
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, bytes: &[u8]) -> (std::path::PathBuf, File) {
+        let path = std::env::temp_dir().join(format!("nybl-source-{}-{name}", std::process::id()));
+        std::fs::write(&path, bytes).unwrap();
+        let file = File::open(&path).unwrap();
+        (path, file)
+    }
+
+    #[test]
+    fn a_part_of_a_file_is_a_source() {
+        let bytes: Vec<u8> = (0..10_000_u32).map(|i| (i % 251) as u8).collect();
+        let (path, file) = file("part", &bytes);
+        let part = Source::part("asset", &file, 192, Some(5_000)).unwrap();
+        assert_eq!(part.bytes(), &bytes[192..5_192]);
+        assert_eq!(part.bytes().as_ptr().align_offset(64), 0);
+        assert_eq!(Source::part("asset", &file, 64, None).unwrap().bytes(), &bytes[64..]);
+        for (offset, length, word) in [
+            (0, Some(10_001), "ends before"),
+            (20_032, Some(1), "ends before"),
+            (9_984, Some(0), "empty"),
+            (100, None, "multiple of 64"),
+        ] {
+            let error = Source::part("asset", &file, offset, length).err().unwrap().to_string();
+            assert!(error.contains(word) && error.starts_with("asset"), "{error}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn released_pages_come_back_with_the_same_bytes() {
+        let bytes: Vec<u8> = (0..300_000_u32).map(|i| (i % 241) as u8).collect();
+        let (path, file) = file("pages", &bytes);
+        let source = Source::part("pages", &file, 0, None).unwrap();
+        source.prefetch(0..bytes.len());
+        source.prefetch(299_999..usize::MAX);
+        assert_eq!(source.release(0..bytes.len()), bytes.len());
+        assert_eq!(source.bytes(), bytes);
+        assert_eq!(Source::from_static("memory", b"abc").release(0..3), 0);
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -4,11 +4,13 @@
 //! be sorted so that weights which share a scale lie together. Nothing is read before it is asked for.
 #![forbid(unsafe_code)]
 
-use super::blocks::{Blocks, Type};
+use super::blocks::{Blocks, Keeps, Type};
 use super::source::Source;
+#[cfg(feature = "huggingface")]
+use super::words::Words;
 use crate::error::{Error, Result};
-use crate::kernel::Packed;
 use crate::kernel::layout::Layout;
+use crate::kernel::{Format, Packed};
 use crate::memory::Aligned;
 use crate::quant::format::unpack_row;
 use crate::quant::pack::{Rows, pack_panel};
@@ -30,6 +32,7 @@ pub struct Tensor {
     is_vector: bool,
     first: usize,
     rows: RowOrder,
+    in_order: bool,
     plus: f32,
 }
 
@@ -69,6 +72,9 @@ impl RowOrder {
 enum Storage {
     /// Rows of blocks, one after the other.
     Blocks { kind: Type, source: Source, range: Range<usize> },
+    /// Codes in words of 32 bits.
+    #[cfg(feature = "huggingface")]
+    Words(Arc<Words>),
 }
 
 impl Tensor {
@@ -81,9 +87,27 @@ impl Tensor {
         shape: (usize, usize),
         is_vector: bool,
     ) -> Self {
-        let storage = Storage::Blocks { kind, source, range };
-        let (n, k) = shape;
-        Self { storage, n, k, is_vector, first: 0, rows: RowOrder::AsStored, plus: 0.0 }
+        Self::new(Storage::Blocks { kind, source, range }, shape, is_vector)
+    }
+
+    /// A matrix of codes in words.
+    #[cfg(feature = "huggingface")]
+    pub(super) fn words(words: Words) -> Self {
+        let shape = words.shape();
+        Self::new(Storage::Words(Arc::new(words)), shape, false)
+    }
+
+    fn new(storage: Storage, (n, k): (usize, usize), is_vector: bool) -> Self {
+        Self {
+            storage,
+            n,
+            k,
+            is_vector,
+            first: 0,
+            rows: RowOrder::AsStored,
+            in_order: false,
+            plus: 0.0,
+        }
     }
 
     /// Rows; 1 for a vector.
@@ -104,15 +128,15 @@ impl Tensor {
     /// Whether the source holds floats, which may be rounded, rather than codes, which are kept.
     #[must_use]
     pub fn is_float(&self) -> bool {
-        match &self.storage {
-            Storage::Blocks { kind, .. } => !kind.packed().is_quantised(),
-        }
+        !self.packed().0.is_quantised()
     }
     /// The encoding's name.
     #[must_use]
     pub fn encoding(&self) -> String {
         match &self.storage {
             Storage::Blocks { kind, .. } => kind.name().into(),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.encoding(),
         }
     }
     /// Bytes on file.
@@ -120,12 +144,38 @@ impl Tensor {
     pub fn bytes(&self) -> usize {
         match &self.storage {
             Storage::Blocks { kind, .. } => self.n * row_bytes(*kind, self.k),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.bytes() / words.shape().0 * self.n,
         }
     }
     /// The order of the columns, where it is not that of the activations.
     #[must_use]
     pub fn order(&self) -> Option<&Order> {
-        None
+        if self.in_order {
+            return None;
+        }
+        match &self.storage {
+            Storage::Blocks { .. } => None,
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.order(),
+        }
+    }
+    /// The format and group that hold the weights as they are, or come nearest.
+    fn packed(&self) -> (Format, usize) {
+        match &self.storage {
+            Storage::Blocks { kind, .. } => kind.packed(),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.packed(),
+        }
+    }
+    /// What the layout of [`Tensor::layout`] keeps of the source.
+    #[must_use]
+    pub fn keeps(&self) -> Keeps {
+        match &self.storage {
+            Storage::Blocks { kind, .. } => kind.keeps(),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.keeps(),
+        }
     }
 
     /// The layout that holds these weights as they are, or comes nearest.
@@ -133,9 +183,8 @@ impl Tensor {
     /// # Errors
     /// [`Error::InvalidArgument`] for a dimension that no layout has.
     pub fn layout(&self) -> Result<Layout> {
-        match &self.storage {
-            Storage::Blocks { kind, .. } => Layout::new(kind.packed(), 32, self.n, self.k),
-        }
+        let (format, group) = self.packed();
+        Layout::new(format, group, self.n, self.k)
     }
 
     /// Rows `first..first + count`; of a vector, elements. Before their order is changed.
@@ -187,18 +236,28 @@ impl Tensor {
         self
     }
 
+    /// The same matrix for a host that brings activations in the order of [`Tensor::order`]: because the
+    /// rows of what makes them are in that order.
+    #[must_use]
+    pub fn in_order(mut self) -> Self {
+        self.in_order = true;
+        self
+    }
+
     /// The floats of a vector.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when it is none, [`Error::OutOfMemory`].
     pub fn vector(&self) -> Result<Vec<f32>> {
-        let Storage::Blocks { kind, source, range } = &self.storage;
-        if !self.is_vector || kind.packed().is_quantised() {
-            return Err(Error::InvalidArgument("is not a vector of floats".into()));
-        }
+        let (kind, source, range) = match &self.storage {
+            Storage::Blocks { kind, source, range } if self.is_vector && self.is_float() => {
+                (*kind, source, range)
+            }
+            _ => return Err(Error::InvalidArgument("is not a vector of floats".into())),
+        };
         let mut stored = Vec::new();
         reserve(&mut stored, self.first + self.k)?;
-        let end = range.start + row_bytes(*kind, self.first + self.k);
+        let end = range.start + row_bytes(kind, self.first + self.k);
         kind.dequantise(&source.bytes()[range.start..end], &mut stored);
         let place = |i| self.first + self.rows.of(i);
         Ok((0..self.k).map(|i| stored[place(i)] + self.plus).collect())
@@ -211,9 +270,16 @@ impl Tensor {
     pub fn rows(&self, first: usize, count: usize, out: &mut Vec<f32>) -> Result<()> {
         reserve(out, count * self.k)?;
         match &self.storage {
-            Storage::Blocks { kind, .. } => {
+            Storage::Blocks { kind, source, range } => {
                 for row in first..first + count {
-                    kind.dequantise(self.row(row), out);
+                    kind.dequantise(self.row(*kind, source, range, row), out);
+                }
+            }
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => {
+                let mut line = Vec::new();
+                for row in first..first + count {
+                    words.dequantise(self.stored_row(row), &mut line, out);
                 }
             }
         }
@@ -221,7 +287,7 @@ impl Tensor {
     }
 
     /// Packs panel `index` into `layout`: as it is where the layout is that of [`Tensor::layout`],
-    /// else rounded to nearest.
+    /// else rounded to nearest. Says how far the weights have moved.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] when the layout has another shape or the weights do not fit it,
@@ -231,76 +297,88 @@ impl Tensor {
             return Err(Error::InvalidArgument("a layout of another shape".into()));
         }
         let first = index * layout.panel_rows();
-        let rows = layout.panel_rows().min(self.n - first);
-        let as_it_is = self.layout()? == *layout;
-        let Storage::Blocks { kind, .. } = &self.storage;
-        if as_it_is
-            && let Some(exact) = self.pack_codes(*kind, layout, first..first + rows, panel)?
-        {
-            if exact {
-                return Ok(Deviation::default());
-            }
-        } else {
-            let mut floats = Vec::new();
-            self.rows(first, rows, &mut floats)?;
-            rtn::pack_panel(layout, rows, &floats, panel)?;
-            return Deviation::of(layout, &floats, panel);
+        let rows = first..self.n.min(first + layout.panel_rows());
+        let keeps = if self.layout()? == *layout { self.keeps() } else { Keeps::Nothing };
+        if keeps != Keeps::Nothing {
+            self.pack_as_it_is(layout, rows.clone(), panel)?;
+        }
+        if keeps == Keeps::Weights {
+            return Ok(Deviation::default());
         }
         let mut floats = Vec::new();
-        self.rows(first, rows, &mut floats)?;
+        self.rows(first, rows.len(), &mut floats)?;
+        if keeps == Keeps::Nothing {
+            rtn::pack_panel(layout, rows.len(), &floats, panel)?;
+        }
         Deviation::of(layout, &floats, panel)
     }
 
-    /// Packs rows without rounding their weights anew, and says whether that was exact; nothing for an
-    /// encoding whose codes the layout cannot hold.
-    fn pack_codes(
-        &self,
-        kind: Type,
-        layout: &Layout,
-        rows: Range<usize>,
-        panel: &mut [u8],
-    ) -> Result<Option<bool>> {
+    /// Packs rows without choosing codes anew.
+    fn pack_as_it_is(&self, layout: &Layout, rows: Range<usize>, panel: &mut [u8]) -> Result<()> {
         let (count, values) = (rows.len(), rows.len() * self.k);
-        match kind {
-            Type::F32 => {
+        let mut blocks = Blocks::default();
+        match &self.storage {
+            Storage::Blocks { kind: Type::F32, .. } => {
                 let mut x = Vec::new();
                 self.rows(rows.start, count, &mut x)?;
-                pack_panel(layout, count, Rows::F32(&x), panel)?;
+                return pack_panel(layout, count, Rows::F32(&x), panel);
             }
-            Type::F16 => {
+            Storage::Blocks { kind: kind @ Type::F16, source, range } => {
                 let mut x = Vec::new();
                 reserve(&mut x, values)?;
                 for row in rows {
-                    x.extend(self.row(row).as_chunks().0.iter().map(|b| f16::from_le_bytes(*b)));
+                    let row = self.row(*kind, source, range, row).as_chunks().0;
+                    x.extend(row.iter().map(|b| f16::from_le_bytes(*b)));
                 }
-                pack_panel(layout, count, Rows::F16(&x), panel)?;
+                return pack_panel(layout, count, Rows::F16(&x), panel);
             }
-            Type::Bf16 => {
+            Storage::Blocks { kind: kind @ Type::Bf16, source, range } => {
                 let mut x = Vec::new();
                 reserve(&mut x, values)?;
                 for row in rows {
-                    x.extend(self.row(row).as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b)));
+                    let row = self.row(*kind, source, range, row).as_chunks().0;
+                    x.extend(row.iter().map(|b| bf16::from_le_bytes(*b)));
                 }
-                pack_panel(layout, count, Rows::Bf16(&x), panel)?;
+                return pack_panel(layout, count, Rows::Bf16(&x), panel);
             }
-            _ => {
-                let mut blocks = Blocks::default();
+            Storage::Blocks { kind, source, range } => {
                 reserve(&mut blocks.codes, values)?;
                 for row in rows {
-                    kind.read(self.row(row), &mut blocks);
+                    kind.read(self.row(*kind, source, range, row), &mut blocks);
                 }
-                let Blocks { codes, scales, offsets } = &blocks;
-                pack_panel(layout, count, Rows::Codes { codes, scales, offsets }, panel)?;
+            }
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => {
+                reserve(&mut blocks.codes, values)?;
+                let mut line = Vec::new();
+                for row in rows {
+                    words.read(self.stored_row(row), &mut line, &mut blocks);
+                }
             }
         }
-        Ok(Some(true))
+        let Blocks { codes, scales, offsets } = &blocks;
+        if self.keeps() == Keeps::Codes && !scales.iter().all(|scale| scale.is_finite()) {
+            let what = "a scale that is infinite or no number, or too large for an f16";
+            return Err(Error::InvalidArgument(what.into()));
+        }
+        pack_panel(layout, count, Rows::Codes { codes, scales, offsets }, panel)
+    }
+
+    /// Where a row is stored.
+    fn stored_row(&self, row: usize) -> usize {
+        self.first + self.rows.of(row)
     }
 
     /// The blocks of a row.
-    fn row(&self, row: usize) -> &[u8] {
-        let Storage::Blocks { kind, source, range } = &self.storage;
-        let length = row_bytes(*kind, self.k);
-        let start = range.start + (self.first + self.rows.of(row)) * length;
+    fn row<'a>(
+        &self,
+        kind: Type,
+        source: &'a Source,
+        range: &Range<usize>,
+        row: usize,
+    ) -> &'a [u8] {
+        let length = row_bytes(kind, self.k);
+        let start = range.start + self.stored_row(row) * length;
         &source.bytes()[start..start + length]
     }
 }

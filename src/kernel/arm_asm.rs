@@ -1,4 +1,4 @@
-//! Arm instructions that stable Rust has no intrinsics for, SDOT and SMMLA, and one for which the
+//! Arm instructions that stable Rust has no intrinsics for, SDOT and SMMLA, and two for which the
 //! compiler needs a push.
 //!
 //! Each is one instruction in `asm!`, declared pure and free of memory, so that the compiler goes on
@@ -41,6 +41,25 @@ pub(super) fn smmla(mut acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t
         );
     }
     acc
+}
+
+/// `x` in every lane of a register of its own. The compiler would copy one register to the others, for
+/// which large cores use the pipes that multiply; the way from a general register leaves them alone.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn splat(x: i32) -> int32x4_t {
+    #[cfg(miri)]
+    return vdupq_n_s32(x);
+    #[cfg(not(miri))]
+    {
+        let lanes: int32x4_t;
+        // SAFETY: one instruction, on registers only. Not `pure`, or equal ones would be merged.
+        unsafe {
+            asm!("dup {0:v}.4s, {1:w}", out(vreg) lanes, in(reg) x,
+                options(nomem, nostack, preserves_flags));
+        }
+        lanes
+    }
 }
 
 /// `x` itself, with the compiler kept from seeing that its halves are equal. It would take the high half

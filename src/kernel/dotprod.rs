@@ -1,43 +1,35 @@
-//! SDOT rows: the activations of sixteen `k` in one register, four lines against its four lanes.
+//! SDOT rows: the activations of sixteen `k` in one register, a step of codes against each of its lanes.
 //!
-//! A byte of a line holds two rows at the same `k`. The kernel multiplies the raw byte, which as a
-//! signed number is `16 * high + low` (the high nibble is stored in two's complement), and the byte
-//! masked with 15, which is `low`; the high dot is `(raw - low) / 16`, once a group. That is one AND
-//! for two dots and no shift, of which most Arm cores do half as many in a cycle.
+//! Fields of a byte are multiplied where they lie, under a mask, times a power of two; and where a whole
+//! byte is the sum of its fields, the topmost is had by multiplying the byte as it is and taking the others
+//! off once a group. For four bits that is one AND for two dots and no shift, of which most Arm cores do
+//! half as many in a cycle. For three bits, eight ANDs and two shifts that insert make eight dots.
 //!
-//! The integers become floats without a conversion, too (SCVTF costs four times a subtraction): the
-//! accumulators start from the bits of a float so large that its last place is worth one, or a
-//! sixteenth for the high dots, and at the end that float is subtracted. Exact, because the dot of a
-//! group stays below 2^22 of these units: 16 * 15 * 128 * 128 at most. Zero points of 16 bits can make
-//! more of it, so that format keeps the conversion.
+//! The integers become floats without a conversion, too (SCVTF costs four times a subtraction): a sum
+//! starts from the bits of a float so large that its last place is worth one, or whatever power of two the
+//! field has, and at the end that float is subtracted. Exact, because the dot of a group stays below 2^22 of
+//! these units: a field reaches at most half of a byte, and 128 * 128 * 128 for the half below zero with as
+//! much added for the other. Zero points of 16 bits can make more of it, and so can a row that is one group:
+//! these keep the conversion.
 //!
 //! Loads come first, then masks, then dots, with at least eight sums in flight: in-order cores run
 //! the instructions as they stand here.
 
-use super::abi::MatmulArgs;
-use super::arm_asm::sdot;
-use super::layout::PANEL;
-use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, Terms, assert_group, finish};
+use super::arm_asm::{sdot, splat};
+use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, one_step, panel_rows, step_bytes};
+use super::arm_matmul::{
+    Block, Chunk, HAS_MINIMUM, HAS_ZERO, LONGEST, Span, entries, halves, share,
+};
+use super::layout::MAX_PANEL;
 use std::arch::aarch64::*;
 
 /// 1.5 * 2^23: the last place is worth one.
 pub(super) const ONES: f32 = 12_582_912.0;
-/// 1.5 * 2^19: the last place is worth a sixteenth.
-pub(super) const SIXTEENTHS: f32 = 786_432.0;
 
-/// Where the raw and the low sums of a group start, for activations that sum up to `sum`.
-///
-/// Symmetric weights take 8 off, which the high row has by its two's complement; the others add it
-/// to the high row again, times 16 here.
+/// The float whose last place is worth `1 / 2^shift`, 1.5 * 2^(23 - shift).
 #[inline]
-pub(super) fn starts<const KIND: u8>(sum: i32) -> (i32, i32) {
-    let (ones, sixteenths) = (ONES.to_bits() as i32, SIXTEENTHS.to_bits() as i32);
-    let (low, high) = match KIND {
-        HAS_ZERO => (0, 128 * sum),
-        HAS_MINIMUM => (ones, sixteenths + 128 * sum),
-        _ => (ones - 8 * sum, sixteenths),
-    };
-    (low.wrapping_add(high), low)
+pub(super) fn base(shift: u32) -> f32 {
+    ONES / (1_u32 << shift) as f32
 }
 
 /// The number whose bits were added to the bits of `base`.
@@ -47,210 +39,318 @@ pub(super) fn above(base: f32, bits: int32x4_t) -> float32x4_t {
     vsubq_f32(vreinterpretq_f32_s32(bits), vdupq_n_f32(base))
 }
 
-/// Four bits: `M` rows of activations against one panel, `PARTS` of the four vectors of a line at a
-/// time.
+/// Whether the dots of `span` need a conversion to become floats.
+#[inline]
+pub(super) fn converts(span: &Span) -> bool {
+    span.offset == HAS_ZERO || span.group > LONGEST
+}
+
+/// `M` rows against `V` vectors of a line at a time and `F` fields of those.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn walk<C: Codes, const M: usize, const V: usize, const F: usize>(span: &Span) {
+    for vector in (0..4).step_by(V) {
+        // SAFETY: handed on.
+        unsafe {
+            part::<C, M, V, F, 0>(span, vector);
+            part::<C, M, V, F, 1>(span, vector);
+            part::<C, M, V, F, 2>(span, vector);
+            part::<C, M, V, F, 3>(span, vector);
+        }
+    }
+}
+
+/// The vectors from `vector` and the fields from `PART * F`.
 #[inline(never)]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
+unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const PART: usize>(
+    span: &Span,
+    vector: usize,
 ) {
-    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
+    if PART * F >= C::FIELDS {
+        return;
+    }
+    let is_sum = C::IS_SUM && F == C::FIELDS;
+    let shift = |f: usize| C::SHIFTS[PART * F + f];
+    let row_of = |v: usize, f: usize| (PART * F + f) * 16 + (vector + v) * 4;
+    let offset_at = |tables: *const u8, v: usize, f: usize| {
+        tables.wrapping_add((panel_rows::<C>() + row_of(v, f)) * 2)
+    };
+    // SAFETY: every place is of a group, a row or an output of the span.
     unsafe {
-        assert_group(a);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 16);
-            for part in (0..4 / PARTS).map(|part| part * PARTS) {
-                let mut raw = [[vdupq_n_s32(0); PARTS]; M];
-                let mut low = [[vdupq_n_s32(0); PARTS]; M];
-                for r in 0..M {
-                    let (start, start_low) =
-                        starts::<KIND>(RowGroup::load(a, first_row + r, g).sum);
-                    raw[r] = [vdupq_n_s32(start); PARTS];
-                    low[r] = [vdupq_n_s32(start_low); PARTS];
+        let converts = converts(span);
+        let from: [i32; F] =
+            std::array::from_fn(|f| if converts { 0 } else { base(shift(f)).to_bits() as i32 });
+        let mut acc = [[[vdupq_n_f32(0.0); F]; V]; M];
+        for r in 0..M {
+            for v in 0..V {
+                for f in 0..F {
+                    acc[r][v][f] = vld1q_f32(span.acc.add(r * MAX_PANEL + row_of(v, f)));
                 }
-                for k in (0..a.group).step_by(16) {
-                    let mut x = [vdupq_n_s8(0); M];
-                    for r in 0..M {
-                        let at = (first_row + r) * a.x_stride + g * a.group + k;
-                        x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
+            }
+        }
+        let mut x_at = [span.x; M];
+        for r in 0..M {
+            x_at[r] = span.x.add(r * span.x_stride);
+        }
+        for g in 0..span.groups {
+            let (mut w, tables) = span.group_at::<C>(g);
+            w = w.add(vector * 16);
+            let mut dots = [[[vdupq_n_s32(0); F]; V]; M];
+            for r in 0..M {
+                let mut start = from;
+                let mut all = 0_i32;
+                for f in 0..F {
+                    let less = C::LESS[PART * F + f];
+                    let share = share::<C>(span.offset, less, span.sum(r, g)) << shift(f);
+                    start[f] = start[f].wrapping_add(share);
+                    all = all.wrapping_add(start[f]);
+                }
+                if is_sum {
+                    start[F - 1] = all;
+                }
+                for v in 0..V {
+                    for f in 0..F {
+                        dots[r][v][f] = splat(start[f]);
                     }
-                    let lines = w.add(k * 16 + part * 16);
-                    q4_line::<0, M, PARTS>(lines, &x, &mut raw, &mut low);
-                    q4_line::<1, M, PARTS>(lines, &x, &mut raw, &mut low);
-                    q4_line::<2, M, PARTS>(lines, &x, &mut raw, &mut low);
-                    q4_line::<3, M, PARTS>(lines, &x, &mut raw, &mut low);
                 }
-                for p in 0..PARTS {
-                    let quads = [part + p, 4 + part + p];
-                    let terms = [
-                        Terms::load::<KIND>(tables, quads[0]),
-                        Terms::load::<KIND>(tables, quads[1]),
-                    ];
-                    for r in 0..M {
-                        let x = RowGroup::load(a, first_row + r, g);
-                        let high = vsubq_s32(raw[r][p], low[r][p]);
-                        let dots = if KIND == HAS_ZERO {
-                            let high = vshrq_n_s32::<4>(high);
-                            [
-                                vcvtq_f32_s32(terms[0].less_zeros(low[r][p], x.sum)),
-                                vcvtq_f32_s32(terms[1].less_zeros(high, x.sum)),
-                            ]
-                        } else {
-                            [above(ONES, low[r][p]), above(SIXTEENTHS, high)]
-                        };
-                        for half in 0..2 {
-                            let acc = acc[r].get_unchecked_mut(quads[half]);
-                            *acc = terms[half].scale_in::<KIND>(*acc, dots[half], x);
+            }
+            for _ in 0..span.group / 16 {
+                let mut x = [vdupq_n_s8(0); M];
+                for r in 0..M {
+                    x[r] = vld1q_s8(x_at[r]);
+                    x_at[r] = x_at[r].add(16);
+                }
+                let fields = |step| fields::<C, V, F, PART>(w, step);
+                // As many steps at a time as fill eight registers.
+                match V * F {
+                    2 => {
+                        let four = [fields(0), fields(1), fields(2), fields(3)];
+                        multiply::<0, M, V, F>(&mut dots, &four[0], &x);
+                        multiply::<1, M, V, F>(&mut dots, &four[1], &x);
+                        multiply::<2, M, V, F>(&mut dots, &four[2], &x);
+                        multiply::<3, M, V, F>(&mut dots, &four[3], &x);
+                    }
+                    4 => {
+                        let two = [fields(0), fields(1)];
+                        multiply::<0, M, V, F>(&mut dots, &two[0], &x);
+                        multiply::<1, M, V, F>(&mut dots, &two[1], &x);
+                        let two = [fields(2), fields(3)];
+                        multiply::<2, M, V, F>(&mut dots, &two[0], &x);
+                        multiply::<3, M, V, F>(&mut dots, &two[1], &x);
+                    }
+                    _ => {
+                        multiply::<0, M, V, F>(&mut dots, &fields(0), &x);
+                        multiply::<1, M, V, F>(&mut dots, &fields(1), &x);
+                        multiply::<2, M, V, F>(&mut dots, &fields(2), &x);
+                        multiply::<3, M, V, F>(&mut dots, &fields(3), &x);
+                    }
+                }
+                w = w.add(4 * step_bytes::<C>());
+            }
+            if is_sum {
+                for r in 0..M {
+                    for v in 0..V {
+                        for f in 0..F - 1 {
+                            dots[r][v][F - 1] = vsubq_s32(dots[r][v][F - 1], dots[r][v][f]);
                         }
                     }
                 }
             }
-            w = tables.add(if KIND == 0 { 64 } else { 128 });
-        }
-        finish(a, panel, first_row, &acc);
-    }
-}
-
-/// The line for `LANE` of the activations.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn q4_line<const LANE: usize, const M: usize, const PARTS: usize>(
-    lines: *const u8,
-    x: &[int8x16_t; M],
-    raw: &mut [[int32x4_t; PARTS]; M],
-    low: &mut [[int32x4_t; PARTS]; M],
-) {
-    let mut whole = [vdupq_n_s8(0); PARTS];
-    let mut masked = [vdupq_n_s8(0); PARTS];
-    for p in 0..PARTS {
-        // SAFETY: the caller vouches for four lines.
-        whole[p] = unsafe { vld1q_s8(lines.add(LANE * 64 + p * 16).cast()) };
-        masked[p] = vandq_s8(whole[p], vdupq_n_s8(15));
-    }
-    for r in 0..M {
-        for p in 0..PARTS {
-            raw[r][p] = sdot::<LANE>(raw[r][p], whole[p], x[r]);
-        }
-    }
-    for r in 0..M {
-        for p in 0..PARTS {
-            low[r][p] = sdot::<LANE>(low[r][p], masked[p], x[r]);
-        }
-    }
-}
-
-/// Signed bytes: `M` rows of activations against one panel, `PARTS` of the eight vectors of a step
-/// at a time.
-#[inline(never)]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn q8_walk<const M: usize, const PARTS: usize>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
-) {
-    // SAFETY: as in `q4_walk`.
-    unsafe {
-        assert_group(a);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 32);
-            for part in (0..8 / PARTS).map(|part| part * PARTS) {
-                let mut dots = [[vdupq_n_s32(ONES.to_bits() as i32); PARTS]; M];
-                for k in (0..a.group).step_by(16) {
-                    let mut x = [vdupq_n_s8(0); M];
-                    for r in 0..M {
-                        let at = (first_row + r) * a.x_stride + g * a.group + k;
-                        x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
+            let mut floats = [[[vdupq_n_f32(0.0); F]; V]; M];
+            if converts {
+                for v in 0..V {
+                    for f in 0..F {
+                        let zero = match span.offset {
+                            HAS_ZERO => vld1_s16(offset_at(tables, v, f).cast()),
+                            _ => vdup_n_s16(0),
+                        };
+                        for r in 0..M {
+                            let dot = vshlq_s32(dots[r][v][f], vdupq_n_s32(-(shift(f) as i32)));
+                            // A sum has 16 bits: at most 128 codes of 8. It does not count else.
+                            let dot = vmlsl_n_s16(dot, zero, span.sum(r, g) as i16);
+                            floats[r][v][f] = vcvtq_f32_s32(dot);
+                        }
                     }
-                    let lines = w.add(k * 32 + part * 16);
-                    q8_line::<0, M, PARTS>(lines, &x, &mut dots);
-                    q8_line::<1, M, PARTS>(lines, &x, &mut dots);
-                    q8_line::<2, M, PARTS>(lines, &x, &mut dots);
-                    q8_line::<3, M, PARTS>(lines, &x, &mut dots);
                 }
-                for p in 0..PARTS {
-                    let quad = part + p;
-                    let terms = Terms::load::<0>(tables, quad);
-                    for r in 0..M {
-                        let x = RowGroup::load(a, first_row + r, g);
-                        let dots = above(ONES, dots[r][p]);
-                        let acc = acc[r].get_unchecked_mut(quad);
-                        *acc = terms.scale_in::<0>(*acc, dots, x);
+            } else {
+                for r in 0..M {
+                    for v in 0..V {
+                        for f in 0..F {
+                            floats[r][v][f] = above(base(shift(f)), dots[r][v][f]);
+                        }
                     }
                 }
             }
-            w = tables.add(64);
+            for v in 0..V {
+                for f in 0..F {
+                    let scale = halves(tables.add(row_of(v, f) * 2));
+                    for r in 0..M {
+                        let scale = vmulq_n_f32(scale, span.scale(r, g));
+                        acc[r][v][f] = vfmaq_f32(acc[r][v][f], floats[r][v][f], scale);
+                    }
+                }
+            }
+            if span.offset == HAS_MINIMUM {
+                for v in 0..V {
+                    for f in 0..F {
+                        let minimum = halves(offset_at(tables, v, f));
+                        for r in 0..M {
+                            let factor = vmulq_n_f32(minimum, span.scale(r, g));
+                            let sum = span.sum(r, g) as f32;
+                            acc[r][v][f] = vfmaq_n_f32(acc[r][v][f], factor, sum);
+                        }
+                    }
+                }
+            }
         }
-        finish(a, panel, first_row, &acc);
+        for r in 0..M {
+            for v in 0..V {
+                for f in 0..F {
+                    vst1q_f32(span.acc.add(r * MAX_PANEL + row_of(v, f)), acc[r][v][f]);
+                }
+            }
+        }
     }
 }
 
-/// The two lines for `LANE` of the activations.
+/// What step `step` of the four at `w` is multiplied with.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn fields<C: Codes, const V: usize, const F: usize, const PART: usize>(
+    w: *const u8,
+    step: usize,
+) -> [[int8x16_t; F]; V] {
+    let is_sum = C::IS_SUM && F == C::FIELDS;
+    let mut fields = [[vdupq_n_s8(0); F]; V];
+    for v in 0..V {
+        let at = w.wrapping_add(step / 2 * 2 * step_bytes::<C>() + step % 2 * C::STEP + v * 16);
+        // SAFETY: the caller vouches for four steps.
+        let planes = unsafe { one_step::<C>(at) };
+        for f in 0..F {
+            fields[v][f] = match is_sum && f == F - 1 {
+                true => planes[0],
+                // SAFETY: a field of this format.
+                false => unsafe { C::scaled(&planes, PART * F + f) },
+            };
+        }
+    }
+    fields
+}
+
+/// Adds the dots of `fields` with `LANE` of the activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn q8_line<const LANE: usize, const M: usize, const PARTS: usize>(
-    lines: *const u8,
+fn multiply<const LANE: usize, const M: usize, const V: usize, const F: usize>(
+    dots: &mut [[[int32x4_t; F]; V]; M],
+    fields: &[[int8x16_t; F]; V],
     x: &[int8x16_t; M],
-    dots: &mut [[int32x4_t; PARTS]; M],
 ) {
-    let mut whole = [vdupq_n_s8(0); PARTS];
-    for p in 0..PARTS {
-        // SAFETY: the caller vouches for four times two lines.
-        whole[p] = unsafe { vld1q_s8(lines.add(LANE * 128 + p * 16).cast()) };
-    }
     for r in 0..M {
-        for p in 0..PARTS {
-            dots[r][p] = sdot::<LANE>(dots[r][p], whole[p], x[r]);
+        for v in 0..V {
+            for f in 0..F {
+                dots[r][v][f] = sdot::<LANE>(dots[r][v][f], fields[v][f], x[r]);
+            }
         }
     }
 }
 
-/// As many vectors of a line at a time as leave registers for the sums of `M` rows.
+/// Four rows of activations by eight outputs of `chunk`, as [`super::arm_matmul`] has them.
+#[inline(never)]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn tile(chunk: *const Chunk, x: *const Block, part: usize, y: *mut f32, stride: usize) {
+    // SAFETY: `chunk` and `x` hold so many groups, and `y` four rows of eight outputs.
+    unsafe {
+        let mut w = (&raw const (*chunk).codes).cast::<int8x16_t>().add(part * 2);
+        let mut scales = (&raw const (*chunk).scales).cast::<float32x4_t>().add(part * 2);
+        let mut minima = (&raw const (*chunk).minima).cast::<float32x4_t>().add(part * 2);
+        let mut x_scales = (&raw const (*x).scales).cast::<float32x4_t>();
+        let mut x_sums = (&raw const (*x).sums).cast::<int32x4_t>();
+        let mut rows = (*x).rows;
+        let mut acc = [[vdupq_n_f32(0.0); 2]; 4];
+        if (*chunk).resumes {
+            for r in 0..4 {
+                acc[r] = [0, 4].map(|at| vld1q_f32(y.add(r * stride + at)));
+            }
+        }
+        for _ in 0..(*chunk).groups {
+            let mut dots = [[vdupq_n_s32(0); 2]; 4];
+            for r in 0..4 {
+                dots[r] = [0, 0].map(|_| splat(ONES.to_bits() as i32));
+            }
+            for _ in 0..(*chunk).group / 16 {
+                let x = rows.map(|row| vld1q_s8(row));
+                rows = rows.map(|row| row.add(16));
+                tile_step::<0>(&mut dots, w, &x);
+                tile_step::<1>(&mut dots, w.add(8), &x);
+                tile_step::<2>(&mut dots, w.add(16), &x);
+                tile_step::<3>(&mut dots, w.add(24), &x);
+                w = w.add(32);
+            }
+            for half in 0..2 {
+                let scale = *scales.add(half);
+                let scale = [
+                    vmulq_laneq_f32::<0>(scale, *x_scales),
+                    vmulq_laneq_f32::<1>(scale, *x_scales),
+                    vmulq_laneq_f32::<2>(scale, *x_scales),
+                    vmulq_laneq_f32::<3>(scale, *x_scales),
+                ];
+                for r in 0..4 {
+                    acc[r][half] = vfmaq_f32(acc[r][half], above(ONES, dots[r][half]), scale[r]);
+                }
+            }
+            if (*chunk).has_minima {
+                let sums = vcvtq_f32_s32(*x_sums);
+                for half in 0..2 {
+                    let minimum = *minima.add(half);
+                    let factor = [
+                        vmulq_laneq_f32::<0>(minimum, *x_scales),
+                        vmulq_laneq_f32::<1>(minimum, *x_scales),
+                        vmulq_laneq_f32::<2>(minimum, *x_scales),
+                        vmulq_laneq_f32::<3>(minimum, *x_scales),
+                    ];
+                    acc[0][half] = vfmaq_laneq_f32::<0>(acc[0][half], factor[0], sums);
+                    acc[1][half] = vfmaq_laneq_f32::<1>(acc[1][half], factor[1], sums);
+                    acc[2][half] = vfmaq_laneq_f32::<2>(acc[2][half], factor[2], sums);
+                    acc[3][half] = vfmaq_laneq_f32::<3>(acc[3][half], factor[3], sums);
+                }
+            }
+            (scales, minima) = (scales.add(16), minima.add(16));
+            (x_scales, x_sums) = (x_scales.add(2), x_sums.add(2));
+        }
+        for r in 0..4 {
+            for half in 0..2 {
+                vst1q_f32(y.add(r * stride + half * 4), acc[r][half]);
+            }
+        }
+    }
+}
+
+/// Four `k` of a tile, of `LANE` of the activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn q4_panel<const M: usize, const KIND: u8>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
+unsafe fn tile_step<const LANE: usize>(
+    dots: &mut [[int32x4_t; 2]; 4],
+    w: *const int8x16_t,
+    x: &[int8x16_t; 4],
 ) {
-    // SAFETY: handed on.
-    unsafe {
-        match M {
-            1 | 2 => q4_walk::<M, 4, KIND>(a, panel, first_row),
-            3 | 4 => q4_walk::<M, 2, KIND>(a, panel, first_row),
-            _ => q4_walk::<M, 1, KIND>(a, panel, first_row),
+    for half in 0..2 {
+        // SAFETY: the caller vouches for two vectors.
+        let w = unsafe { *w.add(half) };
+        for r in 0..4 {
+            dots[r][half] = sdot::<LANE>(dots[r][half], w, x[r]);
         }
     }
 }
 
-/// As many vectors of a step at a time as leave registers for the sums of `M` rows.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: handed on.
-    unsafe {
-        match M {
-            1 | 2 => q8_walk::<M, 8>(a, panel, first_row),
-            3 | 4 => q8_walk::<M, 4>(a, panel, first_row),
-            _ => q8_walk::<M, 2>(a, panel, first_row),
-        }
-    }
-}
-
-super::exact_m! {
-    [#[target_feature(enable = "neon,dotprod")]] 8;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
+entries! {
+    Some((false, tile));
     /// Signed bytes.
-    matmul_q8 = q8_panel[];
+    matmul_q8 = Q8[walk::<Q8, 1, 4, 2>, walk::<Q8, 2, 2, 2>, walk::<Q8, 3, 1, 2>, walk::<Q8, 4, 1, 2>];
+    /// Four bits.
+    matmul_q4 = Q4[walk::<Q4, 1, 4, 2>, walk::<Q4, 2, 2, 2>, walk::<Q4, 3, 1, 2>, walk::<Q4, 4, 1, 2>];
+    /// Three bits.
+    matmul_q3 = Q3[walk::<Q3, 1, 1, 8>, walk::<Q3, 2, 1, 4>, walk::<Q3, 3, 1, 2>, walk::<Q3, 4, 1, 2>];
+    /// Two bits.
+    matmul_q2 = Q2[walk::<Q2, 1, 2, 4>, walk::<Q2, 2, 1, 4>, walk::<Q2, 3, 1, 2>, walk::<Q2, 4, 1, 2>];
 }

@@ -2,398 +2,328 @@
 //!
 //! SMMLA wants eight `k` of an output side by side where a line has four, so two neighbouring lines
 //! are zipped: a register of each gives two registers of two outputs. This is paid once for all rows
-//! of activations. The rest is the scheme of [`super::dotprod`]: the raw and the masked byte, sums that
+//! of activations. The rest is the scheme of [`super::dotprod`]: fields where they lie, sums that
 //! start at the bits of a large float.
 //!
-//! Sums stay in the tiles that SMMLA makes, `[row 0 of output 0, row 0 of 1, row 1 of 0, row 1 of 1]`,
-//! until a panel is done; scales are doubled to fit them. The activations of a group are laid out in
-//! pairs of rows on the stack, through general registers, which leaves the vector pipes to the dots.
-//! An odd last row is paired with itself. Where zipping or the idle half of a pair would cost more than
-//! SMMLA saves, for one row or three and for two rows of bytes, [`super::dotprod`] does the work.
+//! Sums stay in the tiles that SMMLA makes, `[row 0 of output 0, row 0 of 1, row 1 of 0, row 1 of 1]`;
+//! scales are doubled to fit them. The activations of a span are laid out in pairs of rows on the
+//! stack first. An odd last row is paired with itself. One row alone, and a group too long for the stack,
+//! are left to [`super::dotprod`].
 
-use super::abi::MatmulArgs;
-use super::arm_asm::smmla;
-use super::dotprod::{self, ONES, SIXTEENTHS, above};
-use super::layout::PANEL;
-use super::neon::{HAS_MINIMUM, HAS_ZERO, Quads, RowGroup, assert_group, finish, halves};
+use super::arm_asm::{smmla, splat};
+use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, panel_rows, step_bytes, two_steps};
+use super::arm_matmul::{
+    Block, CHUNK, Chunk, GROUPS, HAS_MINIMUM, HAS_ZERO, Span, entries, gather, halves, share, twice,
+};
+use super::dotprod::{self, ONES, above, base, converts};
+use super::layout::MAX_PANEL;
 use std::arch::aarch64::*;
+use std::mem::MaybeUninit;
 
-/// Two rows of activations times the panel's outputs: two tiles for four outputs.
-type Tiles = [[float32x4_t; 2]; PANEL / 4];
-
-/// Sixteen steps of eight `k`, the most a group has, of up to four pairs of rows.
-type Pairs = [[u64; 2]; 16 * 4];
-
-/// The `count` activation rows from `first`, as pairs.
-#[derive(Clone, Copy)]
-struct Rows {
-    first: usize,
-    count: usize,
-}
-
-impl Rows {
-    /// The two rows of `pair`, the last one twice where it is alone.
-    #[inline]
-    fn of(self, pair: usize) -> [usize; 2] {
-        [self.first + 2 * pair, self.first + (2 * pair + 1).min(self.count - 1)]
-    }
-}
-
-/// Lays out the activations of group `g` for [`smmla`]: `PAIRS` registers for each eight `k`.
-#[inline(always)]
-unsafe fn pair_up<const PAIRS: usize>(a: &MatmulArgs, rows: Rows, g: usize, out: &mut Pairs) {
-    for first in (0..a.group).step_by(32) {
-        for pair in 0..PAIRS {
-            // SAFETY: the caller vouches for whole groups of the rows; a group has at most 16 steps.
-            unsafe {
-                let [near, far] = rows.of(pair).map(|row| {
-                    let at = row * a.x_stride + g * a.group + first;
-                    a.x.add(at).cast::<[u64; 4]>().read_unaligned()
-                });
-                for step in 0..4 {
-                    *out.get_unchecked_mut((first / 8 + step) * PAIRS + pair) =
-                        [near[step], far[step]];
-                }
-            }
-        }
-    }
-}
-
-/// Loads the scales and sums of all pairs in group `g`.
+/// Two rows of four outputs as two tiles; and back, because the same zips undo it.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn pair_groups<const PAIRS: usize>(
-    a: &MatmulArgs,
-    rows: Rows,
-    g: usize,
-) -> [PairGroup; PAIRS] {
+fn zip_rows(rows: [float32x4_t; 2]) -> [float32x4_t; 2] {
+    let [near, far] = rows.map(|row| vreinterpretq_f64_f32(row));
+    [vreinterpretq_f32_f64(vzip1q_f64(near, far)), vreinterpretq_f32_f64(vzip2q_f64(near, far))]
+}
+
+/// `2 * PAIRS` rows, or one less, against `V` vectors of a line at a time and `F` fields of those.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn walk<C: Codes, const PAIRS: usize, const V: usize, const F: usize>(span: &Span) {
     // SAFETY: handed on.
-    let mut x = [unsafe { PairGroup::load(a, rows, 0, g) }; PAIRS];
-    for pair in 1..PAIRS {
-        // SAFETY: handed on.
-        x[pair] = unsafe { PairGroup::load(a, rows, pair, g) };
-    }
-    x
-}
-
-/// The scales and the sums of two activation rows in one group, as SMMLA's tiles have them.
-#[derive(Clone, Copy)]
-struct PairGroup {
-    scale: float32x4_t,
-    sum: int32x4_t,
-}
-
-impl PairGroup {
-    /// # Safety
-    /// `a` has the rows of `pair` and group `g`.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn load(a: &MatmulArgs, rows: Rows, pair: usize, g: usize) -> Self {
-        // SAFETY: handed on.
-        let [near, far] = rows.of(pair).map(|row| unsafe { RowGroup::load(a, row, g) });
-        Self {
-            scale: vcombine_f32(vdup_n_f32(near.scale), vdup_n_f32(far.scale)),
-            sum: vcombine_s32(vdup_n_s32(near.sum), vdup_n_s32(far.sum)),
+    unsafe {
+        if span.group > CHUNK {
+            return match span.rows {
+                2 => dotprod::walk::<C, 2, 2, 2>(span),
+                3 => dotprod::walk::<C, 3, 1, 2>(span),
+                _ => dotprod::walk::<C, 4, 1, 2>(span),
+            };
+        }
+        let mut block = MaybeUninit::uninit();
+        let block = block.as_mut_ptr();
+        gather(span, true, block);
+        let mut starts: MaybeUninit<[int32x4_t; GROUPS * 16]> = MaybeUninit::uninit();
+        let starts = starts.as_mut_ptr().cast::<int32x4_t>();
+        start::<C, PAIRS>(span, block, C::IS_SUM && F == C::FIELDS, starts);
+        for vector in (0..4).step_by(V) {
+            part::<C, PAIRS, V, F, 0>(span, block, starts, vector);
+            part::<C, PAIRS, V, F, 1>(span, block, starts, vector);
+            part::<C, PAIRS, V, F, 2>(span, block, starts, vector);
+            part::<C, PAIRS, V, F, 3>(span, block, starts, vector);
         }
     }
-
-    /// Where the raw and the low sums start; see [`dotprod::starts`].
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn starts<const KIND: u8>(&self) -> [int32x4_t; 2] {
-        let ones = vdupq_n_s32(ONES.to_bits() as i32);
-        let sixteenths = vdupq_n_s32(SIXTEENTHS.to_bits() as i32);
-        let (low, high) = match KIND {
-            HAS_ZERO => (vdupq_n_s32(0), vshlq_n_s32::<7>(self.sum)),
-            HAS_MINIMUM => (ones, vaddq_s32(sixteenths, vshlq_n_s32::<7>(self.sum))),
-            _ => (vsubq_s32(ones, vshlq_n_s32::<3>(self.sum)), sixteenths),
-        };
-        [vaddq_s32(low, high), low]
-    }
 }
 
-/// The scales of two times two outputs in one group, each output twice, and their offsets where the
-/// format has them.
-#[derive(Clone, Copy)]
-struct TileTerms {
-    scale: [float32x4_t; 2],
-    minimum: [float32x4_t; 2],
-    zero: [int32x4_t; 2],
-}
-
-impl TileTerms {
-    /// The terms of the rows of `quad`.
-    ///
-    /// # Safety
-    /// `tables` points to the scales of a group and to the offsets that `KIND` has.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    unsafe fn load<const KIND: u8>(tables: *const u8, quad: usize) -> Self {
-        let nothing = vdupq_n_f32(0.0);
-        let mut terms =
-            Self { scale: [nothing; 2], minimum: [nothing; 2], zero: [vdupq_n_s32(0); 2] };
-        let offsets = tables.wrapping_add(64 + quad * 8);
-        // SAFETY: the caller vouches for both tables.
-        unsafe {
-            terms.scale = twice(halves(tables.add(quad * 8)));
-            match KIND {
-                HAS_ZERO => {
-                    let zero = vreinterpretq_f32_s32(vmovl_s16(vld1_s16(offsets.cast())));
-                    terms.zero = twice(zero).map(|zero| vreinterpretq_s32_f32(zero));
+/// Where the sums of each group, pair and field start; `sums_last` says whether those of the last field
+/// are of whole bytes.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn start<C: Codes, const PAIRS: usize>(
+    span: &Span,
+    block: *const Block,
+    sums_last: bool,
+    starts: *mut int32x4_t,
+) {
+    // SAFETY: the block has the groups of the span, and `starts` has room.
+    unsafe {
+        let sums = (&raw const (*block).sums).cast::<int32x4_t>();
+        for g in 0..span.groups {
+            for pair in 0..PAIRS {
+                let sum = *sums.add(g * 2 + pair);
+                let mut all = vdupq_n_s32(0);
+                for f in 0..C::FIELDS {
+                    let from = if converts(span) { 0 } else { base(C::SHIFTS[f]).to_bits() as i32 };
+                    let factor = share::<C>(span.offset, C::LESS[f], 1) << C::SHIFTS[f];
+                    let start = vmlaq_n_s32(vdupq_n_s32(from), sum, factor);
+                    all = vaddq_s32(all, start);
+                    let is_last = sums_last && f == C::FIELDS - 1;
+                    *starts.add((g * PAIRS + pair) * C::FIELDS + f) =
+                        if is_last { all } else { start };
                 }
-                HAS_MINIMUM => terms.minimum = twice(halves(offsets)),
-                _ => {}
             }
         }
-        terms
-    }
-
-    /// Adds the dots of one group to the tile of outputs `2 * half` and the next, scaled.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn scale_in<const KIND: u8>(
-        &self,
-        half: usize,
-        acc: float32x4_t,
-        dots: float32x4_t,
-        x: &PairGroup,
-    ) -> float32x4_t {
-        let acc = vfmaq_f32(acc, dots, vmulq_f32(self.scale[half], x.scale));
-        if KIND == HAS_MINIMUM {
-            let factor = vmulq_f32(self.minimum[half], x.scale);
-            vfmaq_f32(acc, factor, vcvtq_f32_s32(x.sum))
-        } else {
-            acc
-        }
     }
 }
 
-/// The first two lanes twice, and the last two twice.
-#[inline]
-#[target_feature(enable = "neon")]
-fn twice(quad: float32x4_t) -> [float32x4_t; 2] {
-    let pairs = vreinterpretq_f64_f32(quad);
-    [
-        vreinterpretq_f32_f64(vdupq_laneq_f64::<0>(pairs)),
-        vreinterpretq_f32_f64(vdupq_laneq_f64::<1>(pairs)),
-    ]
-}
-
-/// Two registers of eight `k` of two outputs each, from four `k` of four outputs at `near` and the
-/// next four `k` at `near + step`.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn zip_lines(near: *const u8, step: usize) -> [int8x16_t; 2] {
-    // SAFETY: the caller vouches for both lines.
-    let (near, far) = unsafe { (vld1q_s32(near.cast()), vld1q_s32(near.add(step).cast())) };
-    [vreinterpretq_s8_s32(vzip1q_s32(near, far)), vreinterpretq_s8_s32(vzip2q_s32(near, far))]
-}
-
-/// Four bits: `PAIRS` pairs of activation rows against one panel, `PARTS` of the four vectors of a
-/// line at a time.
+/// The vectors from `vector` and the fields from `PART * F`.
 #[inline(never)]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn q4_walk<const PAIRS: usize, const PARTS: usize, const KIND: u8>(
-    a: &MatmulArgs,
-    panel: usize,
-    rows: Rows,
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn part<C: Codes, const PAIRS: usize, const V: usize, const F: usize, const PART: usize>(
+    span: &Span,
+    block: *const Block,
+    starts: *const int32x4_t,
+    vector: usize,
 ) {
-    // SAFETY: every pointer stays inside the panel and the activation `rows`, which the caller vouches
-    // for.
+    if PART * F >= C::FIELDS {
+        return;
+    }
+    let is_sum = C::IS_SUM && F == C::FIELDS;
+    let shift = |f: usize| C::SHIFTS[PART * F + f];
+    let row_of = |v: usize, f: usize| (PART * F + f) * 16 + (vector + v) * 4;
+    let offset_at = |tables: *const u8, v: usize, f: usize| {
+        tables.wrapping_add((panel_rows::<C>() + row_of(v, f)) * 2)
+    };
+    // SAFETY: every place is of a group, a row or an output of the span, or of the block.
     unsafe {
-        assert_group(a);
-        let mask = vdupq_n_s8(15);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut pairs: Pairs = [[0; 2]; 64];
-        let mut acc: [Tiles; PAIRS] = [[[vdupq_n_f32(0.0); 2]; PANEL / 4]; PAIRS];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 16);
-            pair_up::<PAIRS>(a, rows, g, &mut pairs);
-            let x_group = pair_groups::<PAIRS>(a, rows, g);
-            for part in (0..4 / PARTS).map(|part| part * PARTS) {
-                let mut raw = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
-                let mut low = [[[vdupq_n_s32(0); 2]; PARTS]; PAIRS];
+        let converts = converts(span);
+        let mut codes = (&raw const (*block).codes).cast::<int8x16_t>();
+        let mut scales = (&raw const (*block).scales).cast::<float32x4_t>();
+        let mut sums = (&raw const (*block).sums).cast::<int32x4_t>();
+        let mut acc = [[[[vdupq_n_f32(0.0); 2]; F]; V]; PAIRS];
+        for pair in 0..PAIRS {
+            for v in 0..V {
+                for f in 0..F {
+                    let at = span.acc.add(2 * pair * MAX_PANEL + row_of(v, f));
+                    acc[pair][v][f] = zip_rows([vld1q_f32(at), vld1q_f32(at.add(MAX_PANEL))]);
+                }
+            }
+        }
+        for g in 0..span.groups {
+            let (mut w, tables) = span.group_at::<C>(g);
+            w = w.add(vector * 16);
+            let mut dots = [[[[vdupq_n_s32(0); 2]; F]; V]; PAIRS];
+            for pair in 0..PAIRS {
+                for f in 0..F {
+                    let start = starts.add((g * PAIRS + pair) * C::FIELDS + PART * F + f);
+                    for v in 0..V {
+                        for half in 0..2 {
+                            // A load for each, not one and copies of the register.
+                            dots[pair][v][f][half] = start.read_volatile();
+                        }
+                    }
+                }
+            }
+            for _ in 0..span.group / 16 {
+                for _ in 0..2 {
+                    let mut x = [vdupq_n_s8(0); PAIRS];
+                    for pair in 0..PAIRS {
+                        x[pair] = *codes.add(pair);
+                    }
+                    for v in 0..V {
+                        let planes = two_steps::<C, true>(w.add(v * 16));
+                        for f in 0..F {
+                            for half in 0..2 {
+                                let field = match is_sum && f == F - 1 {
+                                    true => planes[half][0],
+                                    false => C::scaled(&planes[half], PART * F + f),
+                                };
+                                for pair in 0..PAIRS {
+                                    let dots = &mut dots[pair][v][f][half];
+                                    *dots = smmla(*dots, x[pair], field);
+                                }
+                            }
+                        }
+                    }
+                    codes = codes.add(2);
+                    w = w.add(2 * step_bytes::<C>());
+                }
+            }
+            if is_sum {
                 for pair in 0..PAIRS {
-                    let starts = x_group[pair].starts::<KIND>();
-                    raw[pair] = [[starts[0]; 2]; PARTS];
-                    low[pair] = [[starts[1]; 2]; PARTS];
-                }
-                for step in 0..a.group / 8 {
-                    let mut x = [vdupq_n_s8(0); PAIRS];
-                    for pair in 0..PAIRS {
-                        x[pair] = vld1q_s8(pairs.as_ptr().add(step * PAIRS + pair).cast());
-                    }
-                    for p in 0..PARTS {
-                        let whole = zip_lines(w.add(step * 128 + (part + p) * 16), 64);
-                        for half in 0..2 {
-                            let masked = vandq_s8(whole[half], mask);
-                            for pair in 0..PAIRS {
-                                let raw = &mut raw[pair][p][half];
-                                *raw = smmla(*raw, x[pair], whole[half]);
-                                let low = &mut low[pair][p][half];
-                                *low = smmla(*low, x[pair], masked);
-                            }
-                        }
-                    }
-                }
-                for p in 0..PARTS {
-                    let quads = [part + p, 4 + part + p];
-                    let terms = [
-                        TileTerms::load::<KIND>(tables, quads[0]),
-                        TileTerms::load::<KIND>(tables, quads[1]),
-                    ];
-                    for pair in 0..PAIRS {
-                        let x = &x_group[pair];
-                        for half in 0..2 {
-                            let low = low[pair][p][half];
-                            let high = vsubq_s32(raw[pair][p][half], low);
-                            let dots = if KIND == HAS_ZERO {
-                                let high = vshrq_n_s32::<4>(high);
-                                [
-                                    vcvtq_f32_s32(vmlsq_s32(low, terms[0].zero[half], x.sum)),
-                                    vcvtq_f32_s32(vmlsq_s32(high, terms[1].zero[half], x.sum)),
-                                ]
-                            } else {
-                                [above(ONES, low), above(SIXTEENTHS, high)]
-                            };
-                            for (i, quad) in quads.into_iter().enumerate() {
-                                let acc = &mut acc[pair].get_unchecked_mut(quad)[half];
-                                *acc = terms[i].scale_in::<KIND>(half, *acc, dots[i], x);
+                    for v in 0..V {
+                        for f in 0..F - 1 {
+                            for half in 0..2 {
+                                let less = dots[pair][v][f][half];
+                                let dots = &mut dots[pair][v][F - 1][half];
+                                *dots = vsubq_s32(*dots, less);
                             }
                         }
                     }
                 }
             }
-            w = tables.add(if KIND == 0 { 64 } else { 128 });
-        }
-        finish_tiles(a, panel, rows, &acc);
-    }
-}
-
-/// Signed bytes: `PAIRS` pairs of activation rows against one panel, `PARTS` of the eight vectors of
-/// a step at a time.
-#[inline(never)]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn q8_walk<const PAIRS: usize, const PARTS: usize>(
-    a: &MatmulArgs,
-    panel: usize,
-    rows: Rows,
-) {
-    // SAFETY: as in `q4_walk`.
-    unsafe {
-        assert_group(a);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut pairs: Pairs = [[0; 2]; 64];
-        let mut acc: [Tiles; PAIRS] = [[[vdupq_n_f32(0.0); 2]; PANEL / 4]; PAIRS];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 32);
-            pair_up::<PAIRS>(a, rows, g, &mut pairs);
-            let x_group = pair_groups::<PAIRS>(a, rows, g);
-            for part in (0..8 / PARTS).map(|part| part * PARTS) {
-                let mut dots = [[[vdupq_n_s32(ONES.to_bits() as i32); 2]; PARTS]; PAIRS];
-                for step in 0..a.group / 8 {
-                    let mut x = [vdupq_n_s8(0); PAIRS];
-                    for pair in 0..PAIRS {
-                        x[pair] = vld1q_s8(pairs.as_ptr().add(step * PAIRS + pair).cast());
-                    }
-                    for p in 0..PARTS {
-                        let whole = zip_lines(w.add(step * 256 + (part + p) * 16), 128);
+            let mut floats = [[[[vdupq_n_f32(0.0); 2]; F]; V]; PAIRS];
+            if converts {
+                for v in 0..V {
+                    for f in 0..F {
+                        let zero = match span.offset {
+                            HAS_ZERO => vmovl_s16(vld1_s16(offset_at(tables, v, f).cast())),
+                            _ => vdupq_n_s32(0),
+                        };
+                        let zero = twice(vreinterpretq_f32_s32(zero));
+                        let zero = zero.map(|zero| vreinterpretq_s32_f32(zero));
+                        let down = vdupq_n_s32(-(shift(f) as i32));
                         for pair in 0..PAIRS {
                             for half in 0..2 {
-                                let dots = &mut dots[pair][p][half];
-                                *dots = smmla(*dots, x[pair], whole[half]);
+                                let dot = vshlq_s32(dots[pair][v][f][half], down);
+                                let dot = vmlsq_s32(dot, zero[half], *sums.add(pair));
+                                floats[pair][v][f][half] = vcvtq_f32_s32(dot);
                             }
                         }
                     }
                 }
-                for p in 0..PARTS {
-                    let quad = part + p;
-                    let terms = TileTerms::load::<0>(tables, quad);
-                    for pair in 0..PAIRS {
-                        let x = &x_group[pair];
-                        for half in 0..2 {
-                            let dots = above(ONES, dots[pair][p][half]);
-                            let acc = &mut acc[pair].get_unchecked_mut(quad)[half];
-                            *acc = terms.scale_in::<0>(half, *acc, dots, x);
+            } else {
+                for pair in 0..PAIRS {
+                    for v in 0..V {
+                        for f in 0..F {
+                            for half in 0..2 {
+                                let dot = dots[pair][v][f][half];
+                                floats[pair][v][f][half] = above(base(shift(f)), dot);
+                            }
                         }
                     }
                 }
             }
-            w = tables.add(64);
+            for v in 0..V {
+                for f in 0..F {
+                    let scale = twice(halves(tables.add(row_of(v, f) * 2)));
+                    for pair in 0..PAIRS {
+                        for half in 0..2 {
+                            let scale = vmulq_f32(scale[half], *scales.add(pair));
+                            let acc = &mut acc[pair][v][f][half];
+                            *acc = vfmaq_f32(*acc, floats[pair][v][f][half], scale);
+                        }
+                    }
+                }
+            }
+            if span.offset == HAS_MINIMUM {
+                for v in 0..V {
+                    for f in 0..F {
+                        let minimum = twice(halves(offset_at(tables, v, f)));
+                        for pair in 0..PAIRS {
+                            let sum = vcvtq_f32_s32(*sums.add(pair));
+                            for half in 0..2 {
+                                let factor = vmulq_f32(minimum[half], *scales.add(pair));
+                                let acc = &mut acc[pair][v][f][half];
+                                *acc = vfmaq_f32(*acc, factor, sum);
+                            }
+                        }
+                    }
+                }
+            }
+            (scales, sums) = (scales.add(2), sums.add(2));
         }
-        finish_tiles(a, panel, rows, &acc);
-    }
-}
-
-/// Takes the tiles apart and writes `rows`.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn finish_tiles<const PAIRS: usize>(
-    a: &MatmulArgs,
-    panel: usize,
-    rows: Rows,
-    acc: &[Tiles; PAIRS],
-) {
-    for (pair, tiles) in acc.iter().enumerate() {
-        let mut quads: Quads<2> = [[vdupq_n_f32(0.0); PANEL / 4]; 2];
-        for (quad, tiles) in tiles.iter().enumerate() {
-            let (near, far) = (vreinterpretq_f64_f32(tiles[0]), vreinterpretq_f64_f32(tiles[1]));
-            quads[0][quad] = vreinterpretq_f32_f64(vzip1q_f64(near, far));
-            quads[1][quad] = vreinterpretq_f32_f64(vzip2q_f64(near, far));
-        }
-        let first = rows.first + 2 * pair;
-        // SAFETY: handed on; an odd last row is written once.
-        unsafe {
-            if 2 * pair + 1 < rows.count {
-                finish(a, panel, first, &quads);
-            } else {
-                finish(a, panel, first, &[quads[0]]);
+        for pair in 0..PAIRS {
+            for v in 0..V {
+                for f in 0..F {
+                    let at = span.acc.add(2 * pair * MAX_PANEL + row_of(v, f));
+                    let rows = zip_rows(acc[pair][v][f]);
+                    vst1q_f32(at, rows[0]);
+                    vst1q_f32(at.add(MAX_PANEL), rows[1]);
+                }
             }
         }
     }
 }
 
-/// As many vectors of a line at a time as leave registers for the sums of `M` rows.
-#[inline]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    let rows = Rows { first: first_row, count: M };
-    // SAFETY: handed on.
+/// Four rows of activations by eight outputs of `chunk`, as [`super::arm_matmul`] has them.
+#[inline(never)]
+#[target_feature(enable = "neon,i8mm")]
+unsafe fn tile(chunk: *const Chunk, x: *const Block, part: usize, y: *mut f32, stride: usize) {
+    // SAFETY: `chunk` and `x` hold so many groups, and `y` four rows of eight outputs.
     unsafe {
-        match M {
-            1 | 3 => dotprod::q4_panel::<M, KIND>(a, panel, first_row),
-            2 => q4_walk::<1, 4, KIND>(a, panel, rows),
-            4 => q4_walk::<2, 2, KIND>(a, panel, rows),
-            5 | 6 => q4_walk::<3, 1, KIND>(a, panel, rows),
-            _ => q4_walk::<4, 1, KIND>(a, panel, rows),
+        let mut w = (&raw const (*chunk).codes).cast::<int8x16_t>().add(part * 4);
+        let mut scales = (&raw const (*chunk).scales).cast::<float32x4_t>().add(part * 4);
+        let mut minima = (&raw const (*chunk).minima).cast::<float32x4_t>().add(part * 4);
+        let mut codes = (&raw const (*x).codes).cast::<int8x16_t>();
+        let mut x_scales = (&raw const (*x).scales).cast::<float32x4_t>();
+        let mut x_sums = (&raw const (*x).sums).cast::<int32x4_t>();
+        let mut acc = [[vdupq_n_f32(0.0); 4]; 2];
+        if (*chunk).resumes {
+            for pair in 0..2 {
+                for half in 0..2 {
+                    let y = y.add(pair * 2 * stride + half * 4);
+                    let rows = [y, y.add(stride)].map(|y| vld1q_f64(y.cast()));
+                    acc[pair][half * 2] = vreinterpretq_f32_f64(vzip1q_f64(rows[0], rows[1]));
+                    acc[pair][half * 2 + 1] = vreinterpretq_f32_f64(vzip2q_f64(rows[0], rows[1]));
+                }
+            }
+        }
+        for _ in 0..(*chunk).groups {
+            let mut dots = [[vdupq_n_s32(0); 4]; 2];
+            for pair in 0..2 {
+                for i in 0..4 {
+                    dots[pair][i] = splat(ONES.to_bits() as i32);
+                }
+            }
+            for _ in 0..(*chunk).group / 16 {
+                for _ in 0..2 {
+                    for i in 0..4 {
+                        for pair in 0..2 {
+                            dots[pair][i] = smmla(dots[pair][i], *codes.add(pair), *w.add(i));
+                        }
+                    }
+                    (w, codes) = (w.add(16), codes.add(2));
+                }
+            }
+            for pair in 0..2 {
+                for i in 0..4 {
+                    let scale = vmulq_f32(*scales.add(i), *x_scales.add(pair));
+                    acc[pair][i] = vfmaq_f32(acc[pair][i], above(ONES, dots[pair][i]), scale);
+                }
+            }
+            if (*chunk).has_minima {
+                for pair in 0..2 {
+                    let sums = vcvtq_f32_s32(*x_sums.add(pair));
+                    for i in 0..4 {
+                        let factor = vmulq_f32(*minima.add(i), *x_scales.add(pair));
+                        acc[pair][i] = vfmaq_f32(acc[pair][i], factor, sums);
+                    }
+                }
+            }
+            (scales, minima) = (scales.add(16), minima.add(16));
+            (x_scales, x_sums) = (x_scales.add(2), x_sums.add(2));
+        }
+        for pair in 0..2 {
+            for half in 0..2 {
+                let y = y.add(pair * 2 * stride + half * 4);
+                let tiles = [acc[pair][half * 2], acc[pair][half * 2 + 1]];
+                let tiles = tiles.map(|tile| vreinterpretq_f64_f32(tile));
+                vst1q_f64(y.cast(), vzip1q_f64(tiles[0], tiles[1]));
+                vst1q_f64(y.add(stride).cast(), vzip2q_f64(tiles[0], tiles[1]));
+            }
         }
     }
 }
 
-/// As many vectors of a step at a time as leave registers for the sums of `M` rows.
-#[inline]
-#[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    let rows = Rows { first: first_row, count: M };
-    // SAFETY: handed on.
-    unsafe {
-        match M {
-            1..=3 => dotprod::q8_panel::<M>(a, panel, first_row),
-            4 => q8_walk::<2, 4>(a, panel, rows),
-            5 | 6 => q8_walk::<3, 2>(a, panel, rows),
-            _ => q8_walk::<4, 2>(a, panel, rows),
-        }
-    }
-}
-
-super::exact_m! {
-    [#[target_feature(enable = "neon,dotprod,i8mm")]] 8;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
+entries! {
+    Some((true, tile));
     /// Signed bytes.
-    matmul_q8 = q8_panel[];
+    matmul_q8 = Q8[dotprod::walk::<Q8, 1, 4, 2>, walk::<Q8, 1, 2, 2>, walk::<Q8, 2, 1, 2>, walk::<Q8, 2, 1, 2>];
+    /// Four bits.
+    matmul_q4 = Q4[dotprod::walk::<Q4, 1, 4, 2>, walk::<Q4, 1, 2, 2>, walk::<Q4, 2, 1, 2>, walk::<Q4, 2, 1, 2>];
+    /// Three bits.
+    matmul_q3 = Q3[dotprod::walk::<Q3, 1, 1, 8>, walk::<Q3, 1, 1, 4>, walk::<Q3, 2, 1, 2>, walk::<Q3, 2, 1, 2>];
+    /// Two bits.
+    matmul_q2 = Q2[dotprod::walk::<Q2, 1, 2, 4>, walk::<Q2, 1, 1, 4>, walk::<Q2, 2, 1, 2>, walk::<Q2, 2, 1, 2>];
 }

@@ -6,12 +6,18 @@
 
 pub mod abi;
 mod call;
+#[cfg(feature = "hexagon")]
+pub mod hexagon;
 pub mod layout;
 mod ops;
 mod scalar;
 
 #[cfg(target_arch = "aarch64")]
 mod arm_asm;
+#[cfg(target_arch = "aarch64")]
+mod arm_codes;
+#[cfg(target_arch = "aarch64")]
+mod arm_matmul;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -213,8 +219,14 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("bf16-matmul-neon", Op::Matmul(Format::Bf16), Isa::NEON, Run::Matmul(neon::matmul_bf16)),
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-neon", Op::Matmul(Format::Q8), Isa::NEON, Run::Matmul(neon::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-neon", Op::Matmul(Format::Q4), Isa::NEON, Run::Matmul(neon::matmul_q4)),
-    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-neon", Op::Matmul(Format::Q4Z), Isa::NEON, Run::Matmul(neon::matmul_q4z)),
-    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-neon", Op::Matmul(Format::Q4M), Isa::NEON, Run::Matmul(neon::matmul_q4m)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-neon", Op::Matmul(Format::Q4Z), Isa::NEON, Run::Matmul(neon::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-neon", Op::Matmul(Format::Q4M), Isa::NEON, Run::Matmul(neon::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q3-matmul-neon", Op::Matmul(Format::Q3), Isa::NEON, Run::Matmul(neon::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3z-matmul-neon", Op::Matmul(Format::Q3Z), Isa::NEON, Run::Matmul(neon::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3m-matmul-neon", Op::Matmul(Format::Q3M), Isa::NEON, Run::Matmul(neon::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q2-matmul-neon", Op::Matmul(Format::Q2), Isa::NEON, Run::Matmul(neon::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2z-matmul-neon", Op::Matmul(Format::Q2Z), Isa::NEON, Run::Matmul(neon::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2m-matmul-neon", Op::Matmul(Format::Q2M), Isa::NEON, Run::Matmul(neon::matmul_q2)),
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
@@ -240,13 +252,25 @@ pub static ROWS: &[Row] = &[
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-dotprod", Op::Matmul(Format::Q8), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-dotprod", Op::Matmul(Format::Q4), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
-    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-dotprod", Op::Matmul(Format::Q4Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4z)),
-    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-dotprod", Op::Matmul(Format::Q4M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4m)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-dotprod", Op::Matmul(Format::Q4Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-dotprod", Op::Matmul(Format::Q4M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q3-matmul-dotprod", Op::Matmul(Format::Q3), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3z-matmul-dotprod", Op::Matmul(Format::Q3Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3m-matmul-dotprod", Op::Matmul(Format::Q3M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q2-matmul-dotprod", Op::Matmul(Format::Q2), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2z-matmul-dotprod", Op::Matmul(Format::Q2Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2m-matmul-dotprod", Op::Matmul(Format::Q2M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-i8mm", Op::Matmul(Format::Q8), I8MM, Run::Matmul(i8mm::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-i8mm", Op::Matmul(Format::Q4), I8MM, Run::Matmul(i8mm::matmul_q4)),
-    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-i8mm", Op::Matmul(Format::Q4Z), I8MM, Run::Matmul(i8mm::matmul_q4z)),
-    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-i8mm", Op::Matmul(Format::Q4M), I8MM, Run::Matmul(i8mm::matmul_q4m)),
+    #[cfg(target_arch = "aarch64")] exact("q4z-matmul-i8mm", Op::Matmul(Format::Q4Z), I8MM, Run::Matmul(i8mm::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q4m-matmul-i8mm", Op::Matmul(Format::Q4M), I8MM, Run::Matmul(i8mm::matmul_q4)),
+    #[cfg(target_arch = "aarch64")] exact("q3-matmul-i8mm", Op::Matmul(Format::Q3), I8MM, Run::Matmul(i8mm::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3z-matmul-i8mm", Op::Matmul(Format::Q3Z), I8MM, Run::Matmul(i8mm::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q3m-matmul-i8mm", Op::Matmul(Format::Q3M), I8MM, Run::Matmul(i8mm::matmul_q3)),
+    #[cfg(target_arch = "aarch64")] exact("q2-matmul-i8mm", Op::Matmul(Format::Q2), I8MM, Run::Matmul(i8mm::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2z-matmul-i8mm", Op::Matmul(Format::Q2Z), I8MM, Run::Matmul(i8mm::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("q2m-matmul-i8mm", Op::Matmul(Format::Q2M), I8MM, Run::Matmul(i8mm::matmul_q2)),
 ];
 
 /// The fastest row for `op` on a CPU that has `have`.

@@ -1,304 +1,122 @@
 //! NEON rows for cores without SDOT (Cortex-A53, A72): SMLAL in 16 bits, widened once every 32
-//! values of `k`. What all the Arm files share is here, too.
+//! values of `k`.
 //!
-//! The raw byte of a nibble pair does not fit a 16-bit sum, so both nibbles are isolated: one AND for
-//! the low row, one arithmetic shift for the high row, whose stored nibble is two's complement. A
+//! A multiple of a field does not fit a 16-bit sum, so fields are taken out as they are stored: for four
+//! bits one AND for the low one, one arithmetic shift for the high one, whose nibble is two's complement. A
 //! lane of 16 bits takes 8 products of at most 15 * 128 before it is added to its neighbour, which
 //! stays below 2^15 (2 * 8 * 15 * 128 = 30720). Two products of bytes fit as well (2 * 128 * 127),
 //! because activations are never -128.
+//!
+//! Many rows go four at a time as well: decoded bytes would fit a sum by twos only, which costs more
+//! than to take fields out again.
 
 use super::abi::MatmulArgs;
 use super::arm_asm::opaque;
-use super::layout::PANEL;
+use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, panel_rows, step_bytes, two_steps};
+use super::arm_matmul::{HAS_MINIMUM, HAS_ZERO, Span, entries, halves, share};
+use super::layout::{MAX_PANEL, PANEL};
 use std::arch::aarch64::*;
 
-pub(super) const HAS_ZERO: u8 = 1;
-pub(super) const HAS_MINIMUM: u8 = 2;
-
 /// The 32 outputs of `M` activation rows as vectors of four neighbours.
-pub(super) type Quads<const M: usize> = [[float32x4_t; PANEL / 4]; M];
+type Quads<const M: usize> = [[float32x4_t; PANEL / 4]; M];
 
-/// Four f32 from four f16.
+/// `M` rows against `V` vectors of a line at a time and `F` fields of those.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn halves(table: *const u8) -> float32x4_t {
-    // SAFETY: the caller vouches for 8 bytes.
-    vcvt_f32_f16(vreinterpret_f16_u16(unsafe { vld1_u16(table.cast()) }))
-}
-
-/// The four activations of `LANE` in every lane.
-#[inline]
-#[target_feature(enable = "neon")]
-fn broadcast<const LANE: i32>(x: int8x16_t) -> int8x16_t {
-    opaque(vreinterpretq_s8_s32(vdupq_laneq_s32::<LANE>(vreinterpretq_s32_s8(x))))
-}
-
-/// Tells the compiler what a group is, which spares it a way around every loop.
-///
-/// # Safety
-/// The block is one of a quantised format.
-#[inline]
-pub(super) unsafe fn assert_group(a: &MatmulArgs) {
-    // SAFETY: groups are of 32, 64 or 128.
-    unsafe { std::hint::assert_unchecked(a.group >= 32 && a.group.is_multiple_of(32)) };
-}
-
-/// The scale and the sum of one activation row in one group.
-#[derive(Clone, Copy)]
-pub(super) struct RowGroup {
-    pub(super) scale: f32,
-    pub(super) sum: i32,
-}
-
-impl RowGroup {
-    /// # Safety
-    /// `a` has activation row `row` and group `g`.
-    #[inline]
-    pub(super) unsafe fn load(a: &MatmulArgs, row: usize, g: usize) -> Self {
-        // SAFETY: the caller vouches for the place.
+unsafe fn walk<C: Codes, const M: usize, const V: usize, const F: usize>(span: &Span) {
+    for vector in (0..4).step_by(V) {
+        // SAFETY: handed on.
         unsafe {
-            let at = row * a.groups + g;
-            Self { scale: *a.x_scales.add(at), sum: *a.x_sums.add(at) }
+            part::<C, M, V, F, 0>(span, vector);
+            part::<C, M, V, F, 1>(span, vector);
+            part::<C, M, V, F, 2>(span, vector);
+            part::<C, M, V, F, 3>(span, vector);
         }
     }
 }
 
-/// The scales of four rows in one group, and their offsets where the format has them: loaded once
-/// for all rows of activations.
-#[derive(Clone, Copy)]
-pub(super) struct Terms {
-    scale: float32x4_t,
-    minimum: float32x4_t,
-    zero: int16x4_t,
-}
-
-impl Terms {
-    /// The terms of the rows of `quad`.
-    ///
-    /// # Safety
-    /// `tables` points to the scales of a group and to the offsets that `KIND` has.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    pub(super) unsafe fn load<const KIND: u8>(tables: *const u8, quad: usize) -> Self {
-        let mut terms =
-            Self { scale: vdupq_n_f32(0.0), minimum: vdupq_n_f32(0.0), zero: vdup_n_s16(0) };
-        let offsets = tables.wrapping_add(64 + quad * 8);
-        // SAFETY: the caller vouches for both tables.
-        unsafe {
-            terms.scale = halves(tables.add(quad * 8));
-            match KIND {
-                HAS_ZERO => terms.zero = vld1_s16(offsets.cast()),
-                HAS_MINIMUM => terms.minimum = halves(offsets),
-                _ => {}
-            }
-        }
-        terms
-    }
-
-    /// `dots` less the zero points times the sum of the activations, which has 16 bits: at most 128
-    /// codes of 8.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    pub(super) fn less_zeros(&self, dots: int32x4_t, sum: i32) -> int32x4_t {
-        vmlsl_n_s16(dots, self.zero, sum as i16)
-    }
-
-    /// Adds the dots of one group to `acc`, scaled.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    pub(super) fn scale_in<const KIND: u8>(
-        &self,
-        acc: float32x4_t,
-        dots: float32x4_t,
-        x: RowGroup,
-    ) -> float32x4_t {
-        let acc = vfmaq_f32(acc, dots, vmulq_n_f32(self.scale, x.scale));
-        if KIND == HAS_MINIMUM {
-            vfmaq_n_f32(acc, vmulq_n_f32(self.minimum, x.scale), x.sum as f32)
-        } else {
-            acc
-        }
-    }
-}
-
-/// Four bits: `M` rows of activations against one panel, `PARTS` of the four vectors of a line at a
-/// time.
+/// The vectors from `vector` and the fields from `PART * F`.
 #[inline(never)]
 #[target_feature(enable = "neon")]
-unsafe fn q4_walk<const M: usize, const PARTS: usize, const KIND: u8>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
+unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const PART: usize>(
+    span: &Span,
+    vector: usize,
 ) {
-    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
+    if PART * F >= C::FIELDS {
+        return;
+    }
+    let row_of = |v: usize, f: usize| (PART * F + f) * 16 + (vector + v) * 4;
+    // Values of `k` whose products fit 16 bits.
+    let run = if C::BITS == 8 { 8 } else { span.group.min(32) };
+    // SAFETY: every place is of a group, a row or an output of the span.
     unsafe {
-        assert_group(a);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 16);
-            for part in (0..4 / PARTS).map(|part| part * PARTS) {
-                let mut low = [[vdupq_n_s32(0); PARTS]; M];
-                let mut high = [[vdupq_n_s32(0); PARTS]; M];
-                for first in (0..a.group).step_by(32) {
-                    let mut low16 = [[[vdupq_n_s16(0); 2]; PARTS]; M];
-                    let mut high16 = [[[vdupq_n_s16(0); 2]; PARTS]; M];
-                    for k in [first, first + 16] {
-                        let mut x = [vdupq_n_s8(0); M];
-                        for r in 0..M {
-                            let at = (first_row + r) * a.x_stride + g * a.group + k;
-                            x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
-                        }
-                        let lines = w.add(k * 16 + part * 16);
-                        q4_line::<0, M, PARTS>(lines, &x, &mut low16, &mut high16);
-                        q4_line::<1, M, PARTS>(lines, &x, &mut low16, &mut high16);
-                        q4_line::<2, M, PARTS>(lines, &x, &mut low16, &mut high16);
-                        q4_line::<3, M, PARTS>(lines, &x, &mut low16, &mut high16);
-                    }
-                    for r in 0..M {
-                        for p in 0..PARTS {
-                            low[r][p] = widen(low[r][p], low16[r][p]);
-                            high[r][p] = widen(high[r][p], high16[r][p]);
-                        }
-                    }
-                }
-                for p in 0..PARTS {
-                    let quads = [part + p, 4 + part + p];
-                    let terms = [
-                        Terms::load::<KIND>(tables, quads[0]),
-                        Terms::load::<KIND>(tables, quads[1]),
-                    ];
-                    for r in 0..M {
-                        let x = RowGroup::load(a, first_row + r, g);
-                        // Eight times the sum is still in the low dots of symmetric weights, and
-                        // missing in the high dots, stored less 8, of the others.
-                        let eight = vdupq_n_s32(8 * x.sum);
-                        let mut dots = [low[r][p], high[r][p]];
-                        if KIND == 0 {
-                            dots[0] = vsubq_s32(dots[0], eight);
-                        } else {
-                            dots[1] = vaddq_s32(dots[1], eight);
-                        }
-                        for half in 0..2 {
-                            if KIND == HAS_ZERO {
-                                dots[half] = terms[half].less_zeros(dots[half], x.sum);
+        for g in 0..span.groups {
+            let (mut w, tables) = span.group_at::<C>(g);
+            w = w.add(vector * 16);
+            let mut x = span.x.add(g * span.group);
+            let mut dots = [[[[vdupq_n_s32(0); 2]; F]; V]; M];
+            for _ in 0..span.group / run {
+                let mut sums = [[[[vdupq_n_s16(0); 2]; F]; V]; M];
+                for _ in 0..run / 8 {
+                    for v in 0..V {
+                        let planes = two_steps::<C, false>(w.add(v * 16));
+                        for step in 0..2 {
+                            for f in 0..F {
+                                let field = C::stored(&planes[step], PART * F + f);
+                                for r in 0..M {
+                                    let x = x.add(r * span.x_stride + step * 4).cast();
+                                    let x = opaque(vreinterpretq_s8_s32(vld1q_dup_s32(x)));
+                                    let [low, high] = &mut sums[r][v][f];
+                                    *low = vmlal_s8(*low, vget_low_s8(field), vget_low_s8(x));
+                                    *high = vmlal_high_s8(*high, field, x);
+                                }
                             }
-                            let acc = acc[r].get_unchecked_mut(quads[half]);
-                            let dots = vcvtq_f32_s32(dots[half]);
-                            *acc = terms[half].scale_in::<KIND>(*acc, dots, x);
+                        }
+                    }
+                    x = x.add(8);
+                    w = w.add(2 * step_bytes::<C>());
+                }
+                for r in 0..M {
+                    for v in 0..V {
+                        for f in 0..F {
+                            let [low, high] = sums[r][v][f];
+                            let dots = &mut dots[r][v][f];
+                            if C::BITS == 8 {
+                                dots[0] = vpadalq_s16(dots[0], low);
+                                dots[1] = vpadalq_s16(dots[1], high);
+                            } else {
+                                dots[0] = vpadalq_s16(dots[0], vpaddq_s16(low, high));
+                            }
                         }
                     }
                 }
             }
-            w = tables.add(if KIND == 0 { 64 } else { 128 });
-        }
-        finish(a, panel, first_row, &acc);
-    }
-}
-
-/// The line for `LANE` of the activations.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn q4_line<const LANE: i32, const M: usize, const PARTS: usize>(
-    lines: *const u8,
-    x: &[int8x16_t; M],
-    low: &mut [[[int16x8_t; 2]; PARTS]; M],
-    high: &mut [[[int16x8_t; 2]; PARTS]; M],
-) {
-    let mut lows = [vdupq_n_s8(0); PARTS];
-    let mut highs = [vdupq_n_s8(0); PARTS];
-    for p in 0..PARTS {
-        // SAFETY: the caller vouches for four lines.
-        let line = unsafe { vld1q_s8(lines.add(LANE as usize * 64 + p * 16).cast()) };
-        lows[p] = vandq_s8(line, vdupq_n_s8(15));
-        highs[p] = vshrq_n_s8::<4>(line);
-    }
-    for r in 0..M {
-        let x = broadcast::<LANE>(x[r]);
-        for p in 0..PARTS {
-            low[r][p] = multiply_add(low[r][p], lows[p], x);
-            high[r][p] = multiply_add(high[r][p], highs[p], x);
-        }
-    }
-}
-
-/// Adds sixteen products of bytes to two vectors of 16-bit sums.
-#[inline]
-#[target_feature(enable = "neon")]
-fn multiply_add(sums: [int16x8_t; 2], w: int8x16_t, x: int8x16_t) -> [int16x8_t; 2] {
-    [vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x)), vmlal_high_s8(sums[1], w, x)]
-}
-
-/// Adds the sixteen 16-bit sums of four rows to their four dots.
-#[inline]
-#[target_feature(enable = "neon")]
-fn widen(dots: int32x4_t, sums: [int16x8_t; 2]) -> int32x4_t {
-    vpadalq_s16(dots, vpaddq_s16(sums[0], sums[1]))
-}
-
-/// Signed bytes: `M` rows of activations against one panel, `PARTS` of the eight vectors of a step
-/// at a time.
-#[inline(never)]
-#[target_feature(enable = "neon")]
-unsafe fn q8_walk<const M: usize, const PARTS: usize>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
-) {
-    // SAFETY: as in `q4_walk`.
-    unsafe {
-        assert_group(a);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
-        for g in 0..a.groups {
-            let tables = w.add(a.group * 32);
-            for part in (0..8 / PARTS).map(|part| part * PARTS) {
-                let mut dots = [[[vdupq_n_s32(0); 2]; PARTS]; M];
-                for k in (0..a.group).step_by(16) {
-                    let mut x = [vdupq_n_s8(0); M];
+            for v in 0..V {
+                for f in 0..F {
+                    let row = row_of(v, f);
+                    let scale = halves(tables.add(row * 2));
+                    let offset = tables.wrapping_add((panel_rows::<C>() + row) * 2);
                     for r in 0..M {
-                        let at = (first_row + r) * a.x_stride + g * a.group + k;
-                        x[r] = vld1q_s8(a.x.cast::<i8>().add(at));
-                    }
-                    let lines = w.add(k * 32 + part * 16);
-                    q8_lines::<0, 1, M, PARTS>(lines, &x, &mut dots);
-                    q8_lines::<2, 3, M, PARTS>(lines, &x, &mut dots);
-                }
-                for p in 0..PARTS {
-                    let quad = part + p;
-                    let terms = Terms::load::<0>(tables, quad);
-                    for r in 0..M {
-                        let x = RowGroup::load(a, first_row + r, g);
-                        let dots = vcvtq_f32_s32(vpaddq_s32(dots[r][p][0], dots[r][p][1]));
-                        let acc = acc[r].get_unchecked_mut(quad);
-                        *acc = terms.scale_in::<0>(*acc, dots, x);
+                        let (x_scale, sum) = (span.scale(r, g), span.sum(r, g));
+                        let share = share::<C>(span.offset, C::LESS[PART * F + f], sum);
+                        let [low, high] = dots[r][v][f];
+                        let dot = if C::BITS == 8 { vpaddq_s32(low, high) } else { low };
+                        let mut dot = vaddq_s32(dot, vdupq_n_s32(share));
+                        if span.offset == HAS_ZERO {
+                            // A sum has 16 bits: at most 128 codes of 8.
+                            dot = vmlsl_n_s16(dot, vld1_s16(offset.cast()), sum as i16);
+                        }
+                        let at = span.acc.add(r * MAX_PANEL + row);
+                        let scale = vmulq_n_f32(scale, x_scale);
+                        let mut acc = vfmaq_f32(vld1q_f32(at), vcvtq_f32_s32(dot), scale);
+                        if span.offset == HAS_MINIMUM {
+                            let factor = vmulq_n_f32(halves(offset), x_scale);
+                            acc = vfmaq_n_f32(acc, factor, sum as f32);
+                        }
+                        vst1q_f32(at, acc);
                     }
                 }
             }
-            w = tables.add(64);
-        }
-        finish(a, panel, first_row, &acc);
-    }
-}
-
-/// The lines for the activations of `NEAR` and `FAR`, the next.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn q8_lines<const NEAR: i32, const FAR: i32, const M: usize, const PARTS: usize>(
-    lines: *const u8,
-    x: &[int8x16_t; M],
-    dots: &mut [[[int32x4_t; 2]; PARTS]; M],
-) {
-    for p in 0..PARTS {
-        let at = lines.wrapping_add(NEAR as usize * 128 + p * 16).cast::<i8>();
-        // SAFETY: the caller vouches for four times two lines.
-        let (near, far) = unsafe { (vld1q_s8(at), vld1q_s8(at.add(128))) };
-        for r in 0..M {
-            let sums = multiply_add([vdupq_n_s16(0); 2], near, broadcast::<NEAR>(x[r]));
-            let sums = multiply_add(sums, far, broadcast::<FAR>(x[r]));
-            dots[r][p][0] = vpadalq_s16(dots[r][p][0], sums[0]);
-            dots[r][p][1] = vpadalq_s16(dots[r][p][1], sums[1]);
         }
     }
 }
@@ -311,7 +129,8 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
     panel: usize,
     first_row: usize,
 ) {
-    // SAFETY: as in `q4_walk`.
+    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
+    // which the caller vouches for.
     unsafe {
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc: Quads<M> = [[vdupq_n_f32(0.0); PANEL / 4]; M];
@@ -337,12 +156,7 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
 /// Writes the outputs of `M` activation rows, or as many of a row as are left.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn finish<const M: usize>(
-    a: &MatmulArgs,
-    panel: usize,
-    first_row: usize,
-    acc: &Quads<M>,
-) {
+unsafe fn finish<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize, acc: &Quads<M>) {
     let count = PANEL.min(a.n - panel * PANEL);
     for (r, acc) in acc.iter().enumerate() {
         let mut outputs = [0.0_f32; PANEL];
@@ -357,43 +171,16 @@ pub(super) unsafe fn finish<const M: usize>(
     }
 }
 
-/// As many vectors of a line at a time as leave registers for the sums of `M` rows.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: handed on.
-    unsafe {
-        match M {
-            1 => q4_walk::<M, 2, KIND>(a, panel, first_row),
-            _ => q4_walk::<M, 1, KIND>(a, panel, first_row),
-        }
-    }
-}
-
-/// As many vectors of a step at a time as leave registers for the sums of `M` rows.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: handed on.
-    unsafe {
-        match M {
-            1 => q8_walk::<M, 4>(a, panel, first_row),
-            2 => q8_walk::<M, 2>(a, panel, first_row),
-            _ => q8_walk::<M, 1>(a, panel, first_row),
-        }
-    }
-}
-
-super::exact_m! {
-    [#[target_feature(enable = "neon")]] 4;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
+entries! {
+    None;
     /// Signed bytes.
-    matmul_q8 = q8_panel[];
+    matmul_q8 = Q8[walk::<Q8, 1, 2, 2>, walk::<Q8, 2, 1, 2>, walk::<Q8, 3, 1, 1>, walk::<Q8, 4, 1, 1>];
+    /// Four bits.
+    matmul_q4 = Q4[walk::<Q4, 1, 2, 2>, walk::<Q4, 2, 1, 2>, walk::<Q4, 3, 1, 2>, walk::<Q4, 4, 1, 2>];
+    /// Three bits.
+    matmul_q3 = Q3[walk::<Q3, 1, 1, 4>, walk::<Q3, 2, 1, 2>, walk::<Q3, 3, 1, 2>, walk::<Q3, 4, 1, 2>];
+    /// Two bits.
+    matmul_q2 = Q2[walk::<Q2, 1, 1, 4>, walk::<Q2, 2, 1, 2>, walk::<Q2, 3, 1, 2>, walk::<Q2, 4, 1, 2>];
 }
 
 super::exact_m! {

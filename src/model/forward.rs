@@ -68,6 +68,17 @@ pub struct Parts<'a> {
     pub kernels: &'a Kernels,
     /// The threads.
     pub pool: &'a Pool,
+    /// Asked on the way; nothing to ask where every weight is there and nobody can cancel.
+    pub gate: Option<&'a dyn Gate>,
+}
+
+/// Asked before each step of a layer.
+pub trait Gate {
+    /// Waits until the weights of `layer` are there. An error ends the pass.
+    ///
+    /// # Errors
+    /// Whatever is to end the pass, such as [`crate::Error::Cancelled`].
+    fn pass(&self, layer: usize) -> Result<()>;
 }
 
 impl Scratch {
@@ -150,7 +161,10 @@ impl Scratch {
 
     /// Runs `tokens` at the positions after those of `table`, for which room has been reserved, and
     /// returns the logits asked for, one row of the vocabulary's length after the other. The caller
-    /// commits the tokens to the table.
+    /// commits the tokens to the table; without that, a pass has changed nothing that counts.
+    ///
+    /// # Errors
+    /// What the gate of `parts` says.
     ///
     /// # Panics
     /// When the chunk is longer than the buffers, a token is outside the vocabulary, or the room was
@@ -162,8 +176,9 @@ impl Scratch {
         store: &mut KvStore,
         table: &BlockTable,
         want: Logits,
-    ) -> &[f32] {
-        let Parts { config, weights, kernels, pool } = parts;
+    ) -> Result<&[f32]> {
+        let Parts { config, weights, kernels, pool, gate: door } = parts;
+        let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
         let (m, first) = (tokens.len(), table.len());
         assert!(m <= self.most, "a chunk of {m} tokens");
         let (d, q_dim, kv_dim) = (config.d_model, config.q_dim(), config.kv_dim());
@@ -192,6 +207,7 @@ impl Scratch {
             kernels.rmsnorm(pool, raw, weight, config.norm_eps, x);
         };
         for (index, (layer, shape)) in weights.layers.iter().zip(&config.layers).enumerate() {
+            pass(index)?;
             kernels.rmsnorm(pool, x, &layer.attn_norm, config.norm_eps, norm);
             let targets = [(&layer.q, &mut *q), (&layer.k, &mut *k), (&layer.v, &mut *v)];
             inputs.multiply(kernels, pool, norm, targets);
@@ -214,6 +230,7 @@ impl Scratch {
             for (row, (key, value)) in rows.enumerate() {
                 store.write(table, index, first + row, key, value);
             }
+            pass(index)?;
             let keys = Keys { store, table, layer: index };
             let sight = config.sight(index);
             let rows = (&*q, &mut *attended);
@@ -224,9 +241,11 @@ impl Scratch {
             }
             add(x, norm);
 
+            pass(index)?;
             kernels.rmsnorm(pool, x, &layer.ffn_norm, config.norm_eps, norm);
             let targets = [(&layer.gate, &mut *gate), (&layer.up, &mut *up)];
             inputs.multiply(kernels, pool, norm, targets);
+            pass(index)?;
             match config.activation {
                 Activation::Silu => kernels.swiglu(pool, gate, up),
                 Activation::Gelu => kernels.geglu(pool, gate, up),
@@ -238,6 +257,7 @@ impl Scratch {
             add(x, norm);
         }
 
+        pass(config.n_layers)?;
         let rows = match want {
             Logits::None => 0,
             Logits::Last => 1,
@@ -252,7 +272,7 @@ impl Scratch {
                 kernels.softcap(pool, logits, config.logit_softcap);
             }
         }
-        logits
+        Ok(logits)
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) const KEYS: &[&str] = &[
     "rope.scaling.yarn_attn_factor",
     "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow",
+    "rope.scaling.low_freq_factor",
+    "rope.scaling.high_freq_factor",
     DIVISORS,
     LONG_DIVISORS,
     // Whether the model was trained further after it was stretched: of interest to people.
@@ -95,7 +97,7 @@ impl Rope {
         let original = count("rope.scaling.original_context_length")?;
         let factor = positive("rope.scaling.factor")?.or(linear);
         // A list beside a way that makes one of its own would leave open which of them holds.
-        if listed.is_some() && matches!(kind, "linear" | "yarn") {
+        if listed.is_some() && matches!(kind, "linear" | "yarn" | "llama3") {
             let reason = format!("lists divisors beside a scaling of the type {kind}");
             return Err(metadata.error(&key(DIVISORS), reason));
         }
@@ -104,7 +106,7 @@ impl Rope {
             return Err(metadata.error(&key(LONG_DIVISORS), reason));
         }
         match kind {
-            // Llama 3 files list the divisors and name no type.
+            // GGUF files of Llama 3 list the divisors and name no type.
             "none" => rope.divisors = listed.unwrap_or_default(),
             "linear" => {
                 rope.divisors = vec![required("rope.scaling.factor", factor)? as f32; dim / 2];
@@ -119,6 +121,14 @@ impl Rope {
                 let attention = attention.or(positive("rope.scaling.yarn_attn_factor")?);
                 let by_factor = if factor > 1.0 { 0.1 * libm::log(factor) + 1.0 } else { 1.0 };
                 rope.magnitude = attention.unwrap_or(1.0) * by_factor;
+            }
+            "llama3" => {
+                let of = |suffix: &str| required(suffix, positive(suffix)?);
+                let factor = of("rope.scaling.factor")?;
+                let original = of("rope.scaling.original_context_length")?;
+                let low = of("rope.scaling.low_freq_factor")?;
+                let high = of("rope.scaling.high_freq_factor")?;
+                rope.divisors = llama3(theta, dim, factor, original, (low, high));
             }
             "longrope" => {
                 let name = "rope.scaling.original_context_length";
@@ -136,7 +146,7 @@ impl Rope {
             }
             other => {
                 let what = format!(
-                    "rotary scaling of the type {other}; known are none, linear, yarn and longrope"
+                    "rotary scaling of the type {other}; known are none, linear, llama3, yarn and longrope"
                 );
                 return Err(crate::error::Error::Unsupported(what));
             }
@@ -219,13 +229,7 @@ fn yarn(
 
 /// The divisors of Llama 3.1: waves longer than `original / low` positions are stretched by the factor,
 /// those shorter than `original / high` stay.
-#[must_use]
-pub fn llama3_divisors(
-    (theta, dim): (f64, usize),
-    factor: f64,
-    original: f64,
-    (low, high): (f64, f64),
-) -> Vec<f32> {
+fn llama3(theta: f64, dim: usize, factor: f64, original: f64, (low, high): (f64, f64)) -> Vec<f32> {
     let divisor = |i: usize| {
         let length = 2.0 * PI / frequency(theta, dim, i);
         if length < original / high {

@@ -67,6 +67,13 @@ impl Matrix {
         }
     }
 
+    fn mapped_part(&self) -> Option<(Source, Range<usize>)> {
+        match &self.bytes {
+            Bytes::Mapped(source, range) => Some((source.clone(), range.clone())),
+            Bytes::Owned(_) => None,
+        }
+    }
+
     /// Bytes that are private memory rather than part of a mapping.
     #[must_use]
     pub fn owned_bytes(&self) -> usize {
@@ -115,6 +122,21 @@ pub struct Weights {
     pub output_norm: Vec<f32>,
     /// The output head when it is not tied to the embedding.
     pub output: Option<Matrix>,
+}
+
+impl Weights {
+    /// The parts of files that each layer is made of, in the order of a pass; the last entry is what comes
+    /// after the layers. An embedding that is only looked up is read row by row and is not among them.
+    #[must_use]
+    pub fn mapped_parts(&self) -> Vec<Vec<(Source, Range<usize>)>> {
+        let parts = |matrices: &[&Matrix]| {
+            matrices.iter().filter_map(|matrix| matrix.mapped_part()).collect::<Vec<_>>()
+        };
+        let layers = self.layers.iter().map(|layer| {
+            parts(&[&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down])
+        });
+        layers.chain([parts(&[self.head()])]).collect()
+    }
 }
 
 /// A file that holds tensors by name.

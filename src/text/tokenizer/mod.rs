@@ -16,11 +16,13 @@ mod pieces;
 #[cfg(test)]
 mod tests;
 mod vocab;
+mod words;
 
 pub use vocab::Vocab;
 
 use pieces::{Decoding, Pieces};
-use vocab::{Kind, byte_level, kinds, names, sentencepiece};
+use vocab::{Kind, SPACE, byte_level, has_space_inside, kinds, names, sentencepiece};
+use words::Words;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,8 +30,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{
-    AddedToken, AddedVocabulary, DecoderWrapper, Model, NormalizerWrapper, OffsetType,
-    PreTokenizer, PreTokenizerWrapper, Token,
+    AddedToken, AddedVocabulary, DecoderWrapper, Model, NormalizerWrapper, OffsetReferential,
+    OffsetType, PreTokenizer, PreTokenizerWrapper, Token,
 };
 
 use crate::error::{Error, Result};
@@ -50,6 +52,10 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The added tokens of `inner`, blind to the special ones.
     plain: AddedVocabulary,
+    /// The quick way, where there is one.
+    words: Option<Words>,
+    /// Whether added tokens can occur in plain text, and in text whose special tokens count.
+    may_hold_added: [bool; 2],
     pieces: Pieces,
     /// The one special token that plain text may produce.
     unk: Option<u32>,
@@ -184,6 +190,13 @@ impl Tokenizer {
             model.unk_token = None;
         }
         let decoding = Decoding::read(&decoder)?;
+        // Added tokens that are looked for in what the normalizer wrote need the normalizer.
+        let words = if normalizer.is_null() || added.iter().all(|(_, token)| !token.normalized) {
+            Words::of(&normalizer, &cut, || merges_within_words(&model, added))
+        } else {
+            None
+        };
+        let may_hold_added = [added.iter().any(|(_, token)| !token.special), !added.is_empty()];
 
         let mut inner = tokenizers::Tokenizer::new(model);
         guarded(
@@ -237,7 +250,7 @@ impl Tokenizer {
 
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
-        Ok(Self { inner, plain, pieces, unk, bos, eos, add_bos })
+        Ok(Self { inner, plain, words, may_hold_added, pieces, unk, bos, eos, add_bos })
     }
 
     /// The tokenizer as JSON, compact. With the same `bos`, `eos` and `add_bos`,
@@ -318,12 +331,42 @@ impl Tokenizer {
 
     fn ids_of(&self, text: &str, parse_special: bool) -> tokenizers::Result<Vec<u32>> {
         let added = if parse_special { self.inner.get_added_vocabulary() } else { &self.plain };
+        if let Some(words) = &self.words {
+            return self.quick_ids_of(words, added, text, parse_special);
+        }
         let mut words = added.extract_and_normalize(self.inner.get_normalizer(), text);
         if let Some(cut) = self.inner.get_pre_tokenizer() {
             cut.pre_tokenize(&mut words)?;
         }
         words.tokenize(|word| self.tokens_of(word.get(), parse_special))?;
         Ok(words.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    }
+
+    /// The same ids as by all steps of the crate.
+    fn quick_ids_of(
+        &self,
+        words: &Words,
+        added: &AddedVocabulary,
+        text: &str,
+        parse_special: bool,
+    ) -> tokenizers::Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        let model = |word: &str, ids: &mut Vec<u32>| -> tokenizers::Result<()> {
+            ids.extend(self.tokens_of(word, parse_special)?.iter().map(|token| token.id));
+            Ok(())
+        };
+        if !self.may_hold_added[usize::from(parse_special)] {
+            words.encode(text, parse_special, &mut ids, model)?;
+            return Ok(ids);
+        }
+        let parts = added.extract_and_normalize(None::<&NormalizerWrapper>, text);
+        for (part, _, tokens) in parts.get_splits(OffsetReferential::Original, OffsetType::None) {
+            match tokens {
+                Some(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+                None => words.encode(part, parse_special, &mut ids, model)?,
+            }
+        }
+        Ok(ids)
     }
 
     fn tokens_of(&self, word: &str, parse_special: bool) -> tokenizers::Result<Vec<Token>> {
@@ -475,6 +518,15 @@ struct Parts {
     normalizer: Value,
     cut: Value,
     decoder: Value,
+}
+
+/// Whether words of a SentencePiece text can be merged one by one.
+fn merges_within_words(model: &BPE, added: &[(u32, AddedToken)]) -> bool {
+    let is_added = |name: &str| added.iter().any(|(_, token)| token.content == name);
+    let space = SPACE.to_string();
+    model.token_to_id(&space).is_some()
+        && !is_added(&space)
+        && !model.get_vocab().keys().any(|name| has_space_inside(name) && !is_added(name))
 }
 
 /// An entry of `added_tokens`.

@@ -520,13 +520,127 @@ fn json_that_is_wrong_is_refused_by_section() {
     assert!(matches!(with(None, vec![]), Err(Error::Corrupt { .. })), "a BOS to add, but none");
 }
 
+/// Both ways to the ids of a text: remembered words, and all steps of the crate.
+fn both_ways(t: &mut Tokenizer, texts: &[String]) {
+    let name = format!("{t:?}");
+    assert!(t.words.is_some(), "{name}: no quick way");
+    let ways = |t: &Tokenizer| -> Vec<_> {
+        let flags = [false, true].into_iter();
+        flags.flat_map(|special| texts.iter().map(move |x| t.encode(x, false, special))).collect()
+    };
+    // Twice, so that the second time everything is remembered.
+    let (first, second) = (ways(t), ways(t));
+    let words = t.words.take();
+    let slow = ways(t);
+    t.words = words;
+    for (i, slow) in slow.iter().enumerate() {
+        assert_eq!(&first[i], slow, "{name}: {:?}", texts[i % texts.len()]);
+        assert_eq!(&second[i], slow, "{name}: {:?}", texts[i % texts.len()]);
+    }
+}
+
+/// Texts of what patterns treat differently.
+fn tricky_texts(count: usize) -> Vec<String> {
+    let parts = [
+        " ",
+        "  ",
+        "\t",
+        "\n",
+        "\r\n",
+        "\u{A0}",
+        "\u{3000}",
+        "\u{2028}",
+        "a",
+        "B",
+        "ſ",
+        "é",
+        "e\u{301}",
+        "'s",
+        "'LL",
+        "'",
+        "12",
+        "٣",
+        "½",
+        "漢字",
+        "ひ",
+        "한",
+        "🦙",
+        "👨‍👩‍👧",
+        "...",
+        "!",
+        "/",
+        "-",
+        "_",
+        "▁",
+        "<s>",
+        "<|s|>",
+        "<u>",
+        "\u{200D}",
+        "ǅ",
+        "ªº",
+        "\u{FDD0}",
+    ];
+    let mut random = Random(11);
+    (0..count).map(|_| random.text(&parts, 14)).chain([String::new()]).collect()
+}
+
 #[test]
-fn long_texts_without_a_boundary_come_back_whole() {
+fn remembered_words_are_what_all_steps_of_the_crate_give() {
+    let texts = tricky_texts(400);
+    let mut slow_only = Vec::new();
+    for cut in CUTS {
+        let v = bpe(cut.names[0], &["a b", "Ġ a", "1 2", "Ċ Ċ"]);
+        let mut t = Tokenizer::from_vocab(&v).unwrap();
+        match t.words {
+            Some(_) => both_ways(&mut t, &texts),
+            None => slow_only.push(cut.names[0]),
+        }
+    }
+    // Patterns with possessive repetitions, which the quick engine lacks, or with what looks like one.
+    assert_eq!(slow_only, ["bailingmoe", "deepseek-v3"]);
+    let pieces = [("▁", -1.0), ("a", -2.0), ("B", -3.0), ("▁▁", -4.0), ("▁a", -5.0), ("12", -6.0)];
+    let mut v = spm(&pieces);
+    push(&mut v, "<u>", 0.0, 4);
+    for add_space_prefix in [true, false] {
+        let v = Vocab { add_space_prefix, ..v.clone() };
+        let mut t = Tokenizer::from_vocab(&v).unwrap();
+        both_ways(&mut t, &texts);
+        let json = t.to_json().unwrap();
+        let mut again = Tokenizer::from_json(json.as_bytes(), Some(1), vec![2], true).unwrap();
+        both_ways(&mut again, &texts);
+    }
+}
+
+#[test]
+fn real_vocabularies_remember_words_rightly() {
+    let mut texts = tricky_texts(200);
+    for name in ["tinyshakespeare.txt", "wikitext2_wiki.test.raw", "calibration_datav3.txt"] {
+        let Some(text) = shared_text(&format!("text/{name}")) else { return };
+        texts.extend(text.lines().step_by(97).map(String::from));
+        texts.push(text.chars().skip(10_000).take(20_000).collect());
+    }
+    for name in ["gpt2", "smollm2"] {
+        let json = shared(&format!("tokenizers/{name}/tokenizer.json")).unwrap();
+        both_ways(&mut Tokenizer::from_json(&json, None, vec![], false).unwrap(), &texts);
+    }
+}
+
+#[test]
+fn more_words_than_are_remembered_come_out_right() {
+    let mut t = Tokenizer::from_vocab(&bpe("gpt-2", &["a b", "Ġ a"])).unwrap();
+    let text: String = (0..40_000).map(|i| format!(" a{i}")).collect();
+    both_ways(&mut t, &[text.clone(), text]);
+}
+
+/// What a prompt may be made of to take long: bounded by the length of the text, not by its square.
+#[test]
+fn a_megabyte_of_one_thing_is_bounded() {
     let a = spm(&[("▁", -1.0), ("a", -2.0), ("aa", -3.0), ("▁▁", -4.0), ("aaaa", -5.0)]);
-    for v in [a, bpe("llama-bpe", &["a a", "aa aa", "Ġ Ġ"])] {
+    let length = if cfg!(debug_assertions) { 200_000 } else { 1_000_000 };
+    for v in [a, bpe("llama-bpe", &["a a", "aa aa", "Ġ Ġ"]), bpe("default", &[])] {
         let t = Tokenizer::from_vocab(&v).unwrap();
-        for unit in ["a", " ", "🦙", "\n", " a"] {
-            let text = unit.repeat(50_000 / unit.len());
+        for unit in ["a", " ", "🦙", "\n", "a\u{301}", "\u{FFFD}", "<|s|>", " \n"] {
+            let text = unit.repeat(length / unit.len());
             assert_eq!(t.decode(&plain(&t, &text)).unwrap(), text);
         }
     }

@@ -177,9 +177,9 @@ pub(super) fn sentencepiece(
     // is none, words can be merged one by one: the same ids from shorter lists.
     let mut steps = vec![];
     let space = SPACE.to_string();
-    let inside = |name: &str| name.trim_start_matches(SPACE).contains(SPACE);
-    if is_text(&space) && !text().any(|(_, name)| inside(name)) {
-        steps.push(split(&format!("{SPACE}+[^{SPACE}]*")));
+    let mut has_space_inside = text().map(|(_, name)| has_space_inside(name));
+    if is_text(&space) && !has_space_inside.any(|inside| inside) {
+        steps.push(split(&word_pattern()));
     }
 
     let mut normalizers = vec![];
@@ -207,6 +207,16 @@ pub(super) fn sentencepiece(
         cut: sequence(&steps),
         decoder: json!({"type": "Sequence", "decoders": decoders}),
     })
+}
+
+/// A word of a SentencePiece text, with the spaces in front.
+pub(super) fn word_pattern() -> String {
+    format!("{SPACE}+[^{SPACE}]*")
+}
+
+/// Whether a token reaches from one word into the next.
+pub(super) fn has_space_inside(token: &str) -> bool {
+    token.trim_start_matches(SPACE).contains(SPACE)
 }
 
 /// SentencePiece has no list of merges: two neighbours merge if together they are a token, and the
