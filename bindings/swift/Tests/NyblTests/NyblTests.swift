@@ -3,6 +3,12 @@ import XCTest
 
 @testable import Nybl
 
+private func story(_ session: Session, _ most: Int) async throws -> String {
+    var story = ""
+    for try await text in session.generate("Once upon a time", maxTokens: most) { story += text }
+    return story
+}
+
 /// Against a real library; NYBL_MODEL names the model.
 final class NyblTests: XCTestCase {
     private func model() throws -> Model {
@@ -10,18 +16,12 @@ final class NyblTests: XCTestCase {
         return try Model(path: path, threads: 2)
     }
 
-    private static func story(_ session: Session, _ most: Int) async throws -> String {
-        var story = ""
-        for try await text in session.generate("Once upon a time", maxTokens: most) { story += text }
-        return story
-    }
-
     func testAStreamTellsAStory() async throws {
         let session = try Session(model())
-        let whole = try await Self.story(session, 40)
+        let whole = try await story(session, 40)
         XCTAssertGreaterThan(whole.count, 50)
         try session.reset()
-        let again = try await Self.story(session, 40)
+        let again = try await story(session, 40)
         XCTAssertEqual(whole, again)
         try session.reset()
         try session.append("Once upon a time")
@@ -60,7 +60,7 @@ final class NyblTests: XCTestCase {
         let model = try model()
         for round in 0..<50 {
             let session = try Session(model)
-            let reader = Task { try await Self.story(session, 0) }
+            let reader = Task { try await story(session, 0) }
             if round % 2 == 0 { try await Task.sleep(nanoseconds: UInt64(round) * 100_000) }
             reader.cancel()
             _ = try? await reader.value

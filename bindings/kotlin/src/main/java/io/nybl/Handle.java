@@ -29,6 +29,20 @@ final class Handle {
         }
     }
 
+    /** As with(), for a caller that holds it: it may have been closed in the meantime. */
+    <T> T whileHeld(LongFunction<T> call) {
+        return call.apply(value);
+    }
+
+    /** Keeps it from being given back until let go. */
+    void hold() {
+        enter();
+    }
+
+    void letGo() {
+        leave();
+    }
+
     private synchronized void enter() {
         if (closed) {
             throw new IllegalStateException("the " + name + " is closed");

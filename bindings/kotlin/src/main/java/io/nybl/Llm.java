@@ -34,7 +34,16 @@ public final class Llm implements AutoCloseable {
 
     /** The ids of a text, begun as the model wants a sequence to begin if `begins`. */
     public int[] tokenize(String text, boolean begins) {
-        return model.with(m -> Native.tokenize(m, text, begins ? Native.TOKENIZE_ADD_SPECIAL : 0));
+        return model.with(m -> tokenize(m, text, begins));
+    }
+
+    /** For a session, which keeps the model open. */
+    int[] tokenizeForSession(String text, boolean begins) {
+        return model.whileHeld(m -> tokenize(m, text, begins));
+    }
+
+    private static int[] tokenize(long model, String text, boolean begins) {
+        return Native.tokenize(model, text, begins ? Native.TOKENIZE_ADD_SPECIAL : 0);
     }
 
     /** The text of ids. */
@@ -45,9 +54,18 @@ public final class Llm implements AutoCloseable {
     /** A new, empty sequence. */
     public Session newSession() {
         LlmConfig c = config;
-        long session = model.with(m -> Native.sessionCreate(
-                m, c.contextWindow, c.temperature, c.topK, c.topP, c.minP, c.seed));
-        return new Session(this, new Handle("session", session, Native::sessionDestroy));
+        model.hold();
+        try {
+            long session = model.whileHeld(m -> Native.sessionCreate(
+                    m, c.contextWindow, c.temperature, c.topK, c.topP, c.minP, c.seed));
+            return new Session(this, new Handle("session", session, s -> {
+                Native.sessionDestroy(s);
+                model.letGo();
+            }));
+        } catch (RuntimeException refused) {
+            model.letGo();
+            throw refused;
+        }
     }
 
     @Override

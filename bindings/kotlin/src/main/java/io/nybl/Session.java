@@ -38,9 +38,8 @@ public final class Session implements AutoCloseable {
 
     /** Adds a prompt to the sequence. */
     public void append(String prompt) {
-        int[] ids = llm.tokenize(prompt, !begun);
         session.with(s -> {
-            Native.sessionAppend(s, ids);
+            Native.sessionAppend(s, llm.tokenizeForSession(prompt, !begun));
             return null;
         });
         begun = true;
