@@ -9,13 +9,15 @@
 //!
 //! A figure from here means little without the machine, its load and the compiler beside it.
 
+mod yardsticks;
+
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use half::f16;
 use nybl::isa::Isa;
 use nybl::kernel::{
-    Activations, AttendStep, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob, Op,
-    Packed, ROWS, Row, Run, abi::MatmulArgs,
+    Activations, AttendStep, Epilogue, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob,
+    Op, Packed, ROWS, Row, Run, abi::EpilogueArgs, abi::MatmulArgs,
 };
 use nybl::memory::Aligned;
 use nybl::threads::Pool;
@@ -30,11 +32,12 @@ fn main() {
     if !arguments.iter().any(|x| matches!(x.as_str(), "--test" | "--list")) {
         let filters = arguments.into_iter().filter(|x| !x.starts_with("--")).collect::<Vec<_>>();
         report(&filters);
+        yardsticks::report(&filters);
     }
 }
 
 /// More than the last-level cache of any machine this is likely to run on.
-const COLD_BYTES: usize = 256 << 20;
+const COLD_BYTES: usize = 512 << 20;
 
 const ROWS_OF_X: [usize; 5] = [1, 2, 4, 8, 64];
 
@@ -67,8 +70,14 @@ fn available() -> impl Iterator<Item = &'static Row> {
 
 /// The cases over matrices of these shapes; `true` marks a cold one.
 fn cases(shapes: &[(usize, usize, bool)]) -> Vec<Case> {
-    const FORMATS: [(Format, usize); 4] =
-        [(Format::Q4, 32), (Format::Q4, 128), (Format::Q8, 32), (Format::F16, 1)];
+    const FORMATS: [(Format, usize); 6] = [
+        (Format::Q4, 32),
+        (Format::Q4, 128),
+        (Format::Q3, 128),
+        (Format::Q2, 128),
+        (Format::Q8, 32),
+        (Format::F16, 1),
+    ];
     let threads = if all_threads() > 1 { vec![1, all_threads()] } else { vec![1] };
     let mut cases = Vec::new();
     for (format, group) in FORMATS {
@@ -175,7 +184,10 @@ impl Ready {
         } else {
             Input::Float(&self.floats)
         };
-        self.kernels.matmul(&self.pool, &mut [MatmulJob { w, x, y: &mut self.y }]);
+        self.kernels.matmul(
+            &self.pool,
+            &mut [MatmulJob { w, x, y: &mut self.y, epilogue: Epilogue::NONE }],
+        );
         black_box(&mut self.y);
     }
 
@@ -184,34 +196,40 @@ impl Ready {
         let layout = self.case.layout;
         let oracle = ROWS.iter().find(|row| row.op == self.case.row.op).map(|row| row.run);
         let Some(Run::Matmul(oracle)) = oracle else { unreachable!("every format has a row") };
-        let quantised = layout.format().is_quantised();
-        let x =
-            if quantised { self.x.codes().as_ptr().cast() } else { self.floats.as_ptr().cast() };
         for panel in [0, layout.panels() - 1] {
             let first = panel * layout.panel_rows();
             let n = layout.panel_rows().min(layout.n() - first);
             let mut want = vec![0.0_f32; self.case.m * n];
-            let args = MatmulArgs {
-                w: self.weights[0][panel * layout.panel_bytes()..].as_ptr(),
-                panel_bytes: layout.panel_bytes(),
-                panels: 1,
-                groups: layout.groups(),
-                group: layout.group(),
-                offset: layout.format().offset() as u32,
-                x,
-                x_stride: layout.padded_k(),
-                x_scales: self.x.scales().as_ptr(),
-                x_sums: self.x.sums().as_ptr(),
-                m: self.case.m,
-                y: want.as_mut_ptr(),
-                y_stride: n,
-                n,
-            };
+            let args = MatmulArgs { n, ..self.args(panel, 1, want.as_mut_ptr(), n) };
             // SAFETY: one whole panel, the activations of `m` rows, and `m` rows of outputs.
             unsafe { oracle(&raw const args) };
             let got = self.y.chunks_exact(layout.n()).flat_map(|y| &y[first..][..n]);
             let same = got.zip(&want).all(|(got, want)| got.to_bits() == want.to_bits());
             assert!(same, "{}: panel {panel} is not what the scalar row gives", self.case);
+        }
+    }
+
+    /// A block for `panels` panels from `panel`.
+    fn args(&self, panel: usize, panels: usize, y: *mut f32, y_stride: usize) -> MatmulArgs {
+        let layout = self.case.layout;
+        let quantised = layout.format().is_quantised();
+        let x =
+            if quantised { self.x.codes().as_ptr().cast() } else { self.floats.as_ptr().cast() };
+        MatmulArgs {
+            w: self.weights[0][panel * layout.panel_bytes()..].as_ptr(),
+            panel_bytes: layout.panel_bytes(),
+            panels,
+            groups: layout.groups(),
+            group: layout.group(),
+            offset: layout.format().offset() as u32,
+            x,
+            x_stride: layout.padded_k(),
+            x_scales: self.x.scales().as_ptr(),
+            x_sums: self.x.sums().as_ptr(),
+            m: self.case.m,
+            y,
+            y_stride,
+            n: (panels * layout.panel_rows()).min(layout.n()),
         }
     }
 
@@ -321,6 +339,26 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
                 });
             };
             (2 * BLOCK * HEAD, Box::new(work))
+        }
+        Op::Epilogue => {
+            let Run::Epilogue(run) = row.run else { unreachable!("a row runs its own operation") };
+            let (mut y, bias, mut halves) = (wave(D), wave(D), vec![0_u16; D]);
+            let work = move || {
+                let args = EpilogueArgs {
+                    y: black_box(&mut y).as_mut_ptr(),
+                    y_stride: D,
+                    m: 1,
+                    n: D,
+                    bias: bias.as_ptr(),
+                    low: -1e9,
+                    high: 1e9,
+                    halves: halves.as_mut_ptr(),
+                    halves_stride: D,
+                };
+                // SAFETY: every buffer has `D` elements, and the CPU can run the row.
+                unsafe { run(&raw const args) };
+            };
+            (D, Box::new(work))
         }
         Op::Matmul(_) => unreachable!("has benchmarks of its own"),
     }

@@ -5,7 +5,7 @@
 mod support;
 
 use nybl::Error;
-use nybl::engine::convert::{Options, Recipe, convert};
+use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::runtime::Runtime;
 use nybl::file::metadata::{Metadata, Value};
@@ -313,11 +313,10 @@ fn a_failed_conversion_leaves_the_old_file() {
     std::fs::write(&from, bytes).unwrap();
     std::fs::write(&to, "the old file").unwrap();
     let recipe = Recipe::FourBits { group: 32, zero_points: false };
-    let error = convert(&runtime(1, None), &from, &to, &Options { recipe }, |_, _| {}).unwrap_err();
+    let error = convert(&runtime(1, None), &from, &to, &recipe.into(), |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("token_embd.weight"), "{error}");
     assert_eq!(std::fs::read_to_string(&to).unwrap(), "the old file");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "no partial file is left");
-    let missing =
-        convert(&runtime(1, None), &folder.join("none"), &to, &Options { recipe }, |_, _| {});
+    let missing = convert(&runtime(1, None), &folder.join("none"), &to, &recipe.into(), |_, _| {});
     assert!(matches!(missing, Err(Error::Io { .. })));
 }

@@ -65,11 +65,28 @@ fn misuse_is_answered_with_a_status() {
     }
 }
 
+#[test]
+fn sessions_speculate_and_their_tokens_stay() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("speculate", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Callbacks that stop, re-enter and destroy; two threads at one session and one model.
 #[test]
 fn callbacks_and_threads_get_what_the_header_says() {
     for link in [Link::Shared, Link::Static] {
         let out = run(Command::new(build("callbacks", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
+/// Sources, reading ahead, heat, power and cancelling.
+#[test]
+fn the_engine_serves_a_host_on_a_phone() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("engine", link)).arg(model()));
         assert_eq!(out, "all as documented\n");
     }
 }
@@ -99,9 +116,11 @@ fn c_programs_are_clean_under_sanitizers() {
     let programs = [
         ("misuse", &[][..]),
         ("callbacks", &[]),
+        ("engine", &[]),
         ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),
+        ("speculate", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
     for (program, arguments) in programs {

@@ -4,7 +4,7 @@
 mod support;
 
 use nybl::Error;
-use nybl::engine::convert::{Options, Recipe, convert};
+use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::session::{Session, SessionConfig};
 use nybl::kernel::KvFormat;
@@ -142,7 +142,7 @@ fn a_snapshot_that_cannot_be_used_changes_nothing() {
 
     let packed = temporary("cache-q8.nybl");
     let recipe = Recipe::Bytes { group: 64 };
-    convert(&runtime(1, None), &data("nursery.F16.gguf"), &packed, &Options { recipe }, |_, _| {})
+    convert(&runtime(1, None), &data("nursery.F16.gguf"), &packed, &recipe.into(), |_, _| {})
         .unwrap();
     let other = open(&packed);
     let mut second = session(&other);

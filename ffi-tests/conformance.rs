@@ -3,7 +3,7 @@
 //!
 //! One trial a row, so a new row is tested from the moment it stands in the table. The safe wrapper is
 //! left out on purpose: a row must keep to its argument block even where the wrapper would have hidden
-//! that it does not. So each case runs three times: with every buffer flush against an unmapped page on
+//! that it does not, and what a callee saves is looked at after each call. So each case runs three times: with every buffer flush against an unmapped page on
 //! its right, on its left, and between canaries at an address that is aligned to 4 bytes only.
 //!
 //! - `NYBL_ISA` masks CPU features; rows that are masked or missing are reported as ignored.
@@ -15,10 +15,11 @@
 
 mod cases;
 mod guard;
+mod registers;
 
 use cases::{
-    AttendCase, Case, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase, SoftmaxCase,
-    SwiGluCase,
+    AttendCase, Case, EpilogueCase, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase,
+    SoftmaxCase, SwiGluCase,
 };
 use guard::{Arena, Place};
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -47,6 +48,9 @@ fn main() -> ExitCode {
     let expect: Vec<String> =
         expect.split(',').map(|x| x.trim().to_owned()).filter(|x| !x.is_empty()).collect();
     let mut trials: Vec<Trial> = ROWS.iter().map(|row| trial(row, have, &expect, seed)).collect();
+    trials.push(Trial::test("a damaged register is found", || {
+        registers::finds_damage().map_err(Into::into)
+    }));
     for name in expect {
         if !ROWS.iter().any(|row| stands_for(&name, row)) {
             let wrong = format!("NYBL_EXPECT names {name}, and no row of this build is named so");
@@ -79,6 +83,7 @@ fn trial(row: &'static Row, have: Isa, expect: &[String], seed: u64) -> Trial {
 fn check(row: &Row, seed: u64) -> Result<(), String> {
     match row.op {
         Op::Matmul(format) => each(row, seed, MatmulCase::all(format, seed)),
+        Op::Epilogue => each(row, seed, EpilogueCase::all(seed)),
         Op::Quantize => each(row, seed, QuantizeCase::all(seed)),
         Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
         Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),
@@ -106,7 +111,10 @@ fn each<C: Case>(row: &Row, seed: u64, cases: impl Iterator<Item = C>) -> Result
         for place in Place::ALL {
             let name = format!("{name}, {place:?}");
             let named = |what| format!("{name}: {what}");
-            let got = guard::announce(&name, || case.run(run, arena, place)).map_err(named)?;
+            registers::watch(run);
+            let checked = registers::checked::<C::Args>;
+            let got = guard::announce(&name, || case.run(checked, arena, place)).map_err(named)?;
+            registers::verdict().map_err(named)?;
             for (got, want) in got.iter().zip(&want) {
                 got.equals(want, row.contract).map_err(named)?;
             }

@@ -3,7 +3,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use nybl::engine::convert::{Options, Recipe, convert};
+use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::score::score;
 use nybl::isa::Isa;
@@ -36,7 +36,7 @@ fn row_sets() -> Vec<&'static str> {
 /// The nursery model in another format.
 fn converted(name: &str, recipe: Recipe) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("exact-{name}.nybl"));
-    convert(&runtime(1, None), &data("nursery.F16.gguf"), &path, &Options { recipe }, |_, _| {})
+    convert(&runtime(1, None), &data("nursery.F16.gguf"), &path, &recipe.into(), |_, _| {})
         .unwrap();
     path
 }

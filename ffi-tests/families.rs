@@ -45,6 +45,7 @@ fn main() {
         let gguf = folder(case).join("model.gguf");
         trials.push(Trial::test(format!("{case}-gguf"), move || logits(case, &gguf)));
     }
+    trials.push(Trial::test("what-would-be-another-model-is-refused", refusals));
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -87,9 +88,58 @@ fn logits(case: &str, path: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Settings that the forward pass would have to obey, and weights that contradict the settings.
+fn refusals() -> Result<(), Failed> {
+    use serde_json::{Value, json};
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("refused-family");
+    let refusal = |case: &str, key: &str, value: Value| -> Result<String, Failed> {
+        std::fs::create_dir_all(&place)?;
+        std::fs::copy(folder(case).join("model.safetensors"), place.join("model.safetensors"))?;
+        let text = std::fs::read_to_string(folder(case).join("config.json"))?;
+        let mut config: Value = serde_json::from_str(&text)?;
+        config[key] = value.clone();
+        std::fs::write(place.join("config.json"), config.to_string())?;
+        match Model::open_path(runtime(1, None), &place) {
+            Ok(_) => Err(format!("{case} opens with {key} = {value}").into()),
+            Err(error) => Ok(error.to_string()),
+        }
+    };
+    for (case, key, value, word) in [
+        ("llama2", "attention_bias", json!(true), "attention_bias"),
+        ("llama2", "sliding_window", json!(7), "sliding_window"),
+        ("llama2", "logit_scale", json!(0.5), "logit_scale"),
+        ("llama2", "hidden_act", json!("relu"), "relu"),
+        ("llama2", "rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "dynamic"),
+        ("llama-linear", "rope_scaling", json!({"rope_type": "linear"}), "factor"),
+        (
+            "qwen2-yarn",
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2, "mscale": 1}),
+            "mscale",
+        ),
+        ("phi3-longrope", "original_max_position_embeddings", Value::Null, "original_context"),
+        ("gemma2", "use_bidirectional_attention", json!(true), "bidirectional"),
+        ("gemma3", "attn_logit_softcapping", json!(50.0), "attn_logit_softcapping"),
+        ("gemma3", "layer_types", json!(["full_attention"]), "layer_types"),
+        ("smollm3", "no_rope_layers", json!([1]), "no_rope_layers"),
+        ("llama2", "model_type", json!("qwen2"), "bias"),
+        ("qwen2-yarn", "model_type", json!("llama"), "layer_types"),
+        ("qwen3", "model_type", json!("mistral"), "layer_types"),
+        ("mistral", "model_type", json!("qwen3"), "_norm"),
+        ("llama2", "num_key_value_heads", json!(1), "attn_k"),
+        ("smollm2", "tie_word_embeddings", json!(false), "lm_head"),
+    ] {
+        let error = refusal(case, key, value)?;
+        if !error.contains(word) {
+            return Err(format!("{case} with another {key}: {error}").into());
+        }
+    }
+    Ok(())
+}
+
 fn converted(case: &str, name: &str, recipe: Recipe) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{case}-{name}.nybl"));
-    let options = Options { recipe };
+    let options = Options::from(recipe);
     convert(&runtime(1, None), &folder(case), &path, &options, |_, _| {}).unwrap();
     path
 }

@@ -168,7 +168,7 @@ fn an_act_order_model_is_the_model_of_its_floats() {
         let report =
             convert(&runtime(2, None), &quantised, &packed, &Options::default(), |_, _| {})
                 .unwrap();
-        assert!(report.values().all(|line| line.deviation.is_exact()), "{report:?}");
+        assert!(report.lines.values().all(|line| line.deviation.is_exact()), "{report:?}");
         assert_eq!(logits(&packed), got, "packed, act-order {act_order}");
         let file = nybl::file::nybl::Nybl::open(nybl::file::source::Source::open(&packed).unwrap())
             .unwrap();

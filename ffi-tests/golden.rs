@@ -48,6 +48,10 @@ fn main() {
         let full = format!("vocabulary-{name}{reason}");
         trials.push(Trial::test(full, move || vocabulary(name)).with_ignored_flag(!here));
     }
+    let here = shared("text").exists() && shared("tokenizers").exists();
+    let reason = if here { "" } else { " (needs ../shared)" };
+    let trial = Trial::test(format!("texts-come-back{reason}"), texts_come_back);
+    trials.push(trial.with_ignored_flag(!here));
     libtest_mimic::run(&arguments, trials).exit();
 }
 
@@ -146,6 +150,34 @@ fn vocabulary(name: &str) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Every text is what its ids are decoded to, in one piece and token by token.
+fn texts_come_back() -> Result<(), Failed> {
+    for name in ["ggml-vocab-gpt-2.gguf", "ggml-vocab-llama-spm.gguf", "ggml-vocab-phi-3.gguf"] {
+        let gguf = Gguf::open(Source::open(&shared(&format!("tokenizers/{name}")))?)?;
+        let Some(tokenizer) = tokenizer(gguf.metadata(), usize::MAX)? else {
+            return Err(format!("{name}: no vocabulary").into());
+        };
+        let mut count = 0;
+        for entry in std::fs::read_dir(shared("text"))? {
+            let Ok(text) = std::fs::read_to_string(entry?.path()) else { continue };
+            let text: String = text.chars().take(200_000).collect();
+            let ids = tokenizer.encode(&text, false, false)?;
+            let mut stream = tokenizer.stream();
+            let mut streamed = String::new();
+            for id in &ids {
+                streamed += &stream.push(&tokenizer, *id)?;
+            }
+            streamed += &stream.finish(&tokenizer)?;
+            if tokenizer.decode(&ids)? != text || streamed != text {
+                return Err(format!("{name}: a text comes back changed").into());
+            }
+            count += 1;
+        }
+        assert!(count >= 5, "{count} texts");
+    }
+    Ok(())
+}
+
 /// The model inside the program is what `nybl convert` makes of the checkpoint, byte for byte, and close
 /// enough to the float model to begin its texts the same way.
 fn embedded_model_is_fresh() -> Result<(), Failed> {
@@ -157,7 +189,7 @@ fn embedded_model_is_fresh() -> Result<(), Failed> {
         &support::runtime(2, None),
         &from,
         &made,
-        &nybl::engine::convert::Options { recipe },
+        &recipe.into(),
         |_, _| {},
     )
     .unwrap();
@@ -209,7 +241,7 @@ fn padded_rows(name: &str) -> Result<(), Failed> {
         &support::runtime(2, None),
         &from,
         &to,
-        &nybl::engine::convert::Options { recipe },
+        &recipe.into(),
         |_, _| {},
     )
     .unwrap();

@@ -22,7 +22,9 @@ use nybl::kernel::hexagon::{
     HEXAGON_BUFFER, HEXAGON_FORMAT, HEXAGON_OK, HEXAGON_OTHER_VERSION, HEXAGON_RANGE,
     HEXAGON_SHAPE, HEXAGON_VERSION, HexagonMatmul, Job, Transport,
 };
-use nybl::kernel::{Activations, Format, Input, Kernels, Layout, MatmulJob, Op, Packed, ROWS, Run};
+use nybl::kernel::{
+    Activations, Epilogue, Format, Input, Kernels, Layout, MatmulJob, Op, Packed, ROWS, Run,
+};
 use nybl::quant::rtn;
 use nybl::threads::Pool;
 use std::cell::RefCell;
@@ -327,7 +329,8 @@ fn jobs() -> Result<(), String> {
             kernels.quantize(&pool, &floats, k, layout.group(), &mut x);
             let (mut here, mut there) = (vec![0.0; m * n], vec![0.0; m * n]);
             let input = Input::Quantised(&x);
-            kernels.matmul(&pool, &mut [MatmulJob { w, x: input, y: &mut here }]);
+            let product = MatmulJob { w, x: input, y: &mut here, epilogue: Epilogue::NONE };
+            kernels.matmul(&pool, &mut [product]);
             job.write_activations(&x, &mut buffer).map_err(text)?;
             job.run(&mut dsp, &mut buffer, &mut there).map_err(text)?;
             let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<_>>();

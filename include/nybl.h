@@ -45,6 +45,11 @@
 #define nybl_cpu_features NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_cpu_features)
 #define nybl_kernel_name NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kernel_name)
 #define nybl_verify NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_verify)
+#define nybl_drafter_create_ngram NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_ngram)
+#define nybl_drafter_create_callback NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_callback)
+#define nybl_drafter_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_destroy)
+#define nybl_drafter_draft NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_draft)
+#define nybl_drafter_rewind NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_rewind)
 #define nybl_runtime_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_create)
 #define nybl_runtime_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_destroy)
 #define nybl_model_open NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open)
@@ -53,14 +58,29 @@
 #define nybl_model_get_info NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_get_info)
 #define nybl_tokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_tokenize)
 #define nybl_detokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_detokenize)
+#define nybl_model_open_source NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open_source)
+#define nybl_model_prefetch NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_prefetch)
+#define nybl_model_wait NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_wait)
+#define nybl_model_release_pages NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_release_pages)
+#define nybl_chat_encode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_chat_encode)
+#define nybl_chat_render NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_chat_render)
 #define nybl_session_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_create)
 #define nybl_session_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_destroy)
 #define nybl_session_append NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_append)
 #define nybl_session_next NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_next)
 #define nybl_session_generate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_generate)
+#define nybl_session_cancel NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_cancel)
 #define nybl_session_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_truncate)
 #define nybl_session_reset NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_reset)
 #define nybl_session_get_logits NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_logits)
+#define nybl_drafter_create_model NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_model)
+#define nybl_spec_attach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_attach)
+#define nybl_spec_detach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_detach)
+#define nybl_spec_set_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_set_share)
+#define nybl_spec_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_get_stats)
+#define nybl_runtime_report_heat NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_report_heat)
+#define nybl_runtime_set_power_mode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_set_power_mode)
+#define nybl_runtime_get_governor_state NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_get_governor_state)
 #define nybl_get_api NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_get_api)
 #endif
 
@@ -279,6 +299,31 @@ size_t nybl_last_error(char *buffer,
 #define NYBL_WEIGHTS_CODES 3
 
 /**
+ * nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
+ * points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
+ * int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+ * columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
+ */
+#define NYBL_WEIGHTS_GPTQ 4
+
+/**
+ * nybl_weights.kind: as NYBL_WEIGHTS_GPTQ, zero points as they are.
+ */
+#define NYBL_WEIGHTS_GPTQ_V2 5
+
+/**
+ * nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
+ * int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+ */
+#define NYBL_WEIGHTS_AWQ 6
+
+/**
+ * nybl_weights.kind: `values` are the bytes of GGUF blocks, row after row, group 32: Q4_0 for Q4, Q4_1 for Q4M,
+ * Q8_0 for Q8.
+ */
+#define NYBL_WEIGHTS_GGUF 7
+
+/**
  * A CPU feature: fixed-width vectors of the target's baseline.
  */
 #define NYBL_CPU_PORTABLE 1
@@ -312,6 +357,11 @@ size_t nybl_last_error(char *buffer,
  * A CPU feature: scalable vectors.
  */
 #define NYBL_CPU_SVE 64
+
+/**
+ * A CPU feature: AVX-VNNI, dots of four bytes on 256 bits.
+ */
+#define NYBL_CPU_AVXVNNI 128
 
 /**
  * Format and shape of a matrix W[n, k]: n outputs, k inputs.
@@ -353,15 +403,15 @@ typedef struct nybl_weights {
      */
     int32_t kind;
     /**
-     * n * k values of that kind.
+     * n * k values of that kind, or what the kind says.
      */
     const void *values;
     /**
-     * Number of values.
+     * Number of values: floats, codes, int32 words or, for GGUF, bytes.
      */
     size_t values_count;
     /**
-     * For codes: one f16 for each row and group, ceil(k / group) of them a row.
+     * For codes: one f16 for each row and group, ceil(k / group) of them a row. GPTQ and AWQ: by group and row.
      */
     const uint16_t *scales;
     /**
@@ -370,11 +420,11 @@ typedef struct nybl_weights {
     size_t scales_count;
     /**
      * For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
-     * and group; else NULL.
+     * and group; for GPTQ and AWQ the int32 words of qzeros; else NULL.
      */
-    const uint16_t *offsets;
+    const void *offsets;
     /**
-     * Number of offsets.
+     * Number of offsets, or of words.
      */
     size_t offsets_count;
 } nybl_weights;
@@ -424,9 +474,25 @@ typedef struct nybl_matmul_args {
      */
     float *y;
     /**
-     * Floats from one row of y to the next, at least n.
+     * Elements from one row of outputs to the next, at least n.
      */
     size_t y_stride;
+    /**
+     * n floats that are added to every row, or NULL.
+     */
+    const float *bias;
+    /**
+     * The least and the largest output after the bias; both 0 for no bounds.
+     */
+    float clamp_low;
+    /**
+     * See clamp_low.
+     */
+    float clamp_high;
+    /**
+     * Where outputs go as halves (f16 bits), laid out like y, which is then not used; or NULL.
+     */
+    uint16_t *y_f16;
 } nybl_matmul_args;
 
 /**
@@ -615,6 +681,71 @@ nybl_status nybl_verify(const struct nybl_verify_args *args,
                         uint32_t *path,
                         size_t *accepted,
                         uint32_t *next);
+
+/* -------------------------------------------------------------------------------------------------
+ * Drafters
+ *
+ * Where drafts come from: n-grams of the text, a function of the host, a smaller model. For a session of this
+ * library (nybl_spec_attach()), or for a host that verifies with nybl_verify().
+ */
+
+/**
+ * A source of drafts for one sequence. One thread at a time; a second one gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_drafter nybl_drafter;
+
+/**
+ * Proposes tokens to follow the `n_tokens` tokens of the sequence: stores at most `capacity` of them in
+ * `drafts`, how sure it is of each, from 0 to 1, in `confidence` (which holds 0.5 before), and returns how many
+ * there are; 0 when it has nothing to say. The pointers are valid during the call. It must not unwind or jump
+ * out, and calls on the session that it drafts for get NYBL_ERR_BUSY.
+ */
+typedef size_t (*nybl_draft_fn)(void *context,
+                                const uint32_t *tokens,
+                                size_t n_tokens,
+                                uint32_t *drafts,
+                                float *confidence,
+                                size_t capacity);
+
+/**
+ * Makes a drafter that looks up what followed the last one to four tokens when they were last seen in the
+ * sequence. Costs next to nothing and pays where a text repeats itself or its prompt: summaries, code,
+ * conversations. Destroy it with nybl_drafter_destroy().
+ */
+nybl_status nybl_drafter_create_ngram(struct nybl_drafter **out);
+
+/**
+ * Makes a drafter that calls `draft` with `context`, on the threads that ask for drafts. Destroy it with
+ * nybl_drafter_destroy(); `context` must live as long, and as long as a session that it is attached to.
+ */
+nybl_status nybl_drafter_create_callback(nybl_draft_fn draft,
+                                         void *context,
+                                         struct nybl_drafter **out);
+
+/**
+ * Gives up a drafter. A session that it is attached to keeps it. NULL is ignored.
+ */
+void nybl_drafter_destroy(struct nybl_drafter *drafter);
+
+/**
+ * Drafts for a host that runs its target elsewhere: stores at most `capacity` tokens to follow the `n_tokens`
+ * tokens of the sequence in `drafts`, how sure the drafter is of each in `confidence` (may be NULL), and their
+ * number in `count`. Verify them with nybl_verify(), without draft_probabilities. The sequence may grow
+ * between calls; when it has been cut or replaced, call nybl_drafter_rewind() first. NYBL_ERR_BUSY while a
+ * session has the drafter.
+ */
+nybl_status nybl_drafter_draft(struct nybl_drafter *drafter,
+                               const uint32_t *tokens,
+                               size_t n_tokens,
+                               uint32_t *drafts,
+                               float *confidence,
+                               size_t capacity,
+                               size_t *count);
+
+/**
+ * Tells a drafter that its sequence has been cut to `len` tokens; 0 for another sequence.
+ */
+nybl_status nybl_drafter_rewind(struct nybl_drafter *drafter, size_t len);
 
 /* -------------------------------------------------------------------------------------------------
  * Engine: runtime
@@ -826,6 +957,178 @@ nybl_status nybl_detokenize(const struct nybl_model *model,
                             size_t *text_len);
 
 /* -------------------------------------------------------------------------------------------------
+ * Engine: where models come from
+ *
+ * A part of an open file (an asset of an Android package), memory, and what is read when.
+ */
+
+/**
+ * nybl_source.kind: the file at `path`.
+ */
+#define NYBL_SOURCE_PATH 1
+
+/**
+ * nybl_source.kind: `length` bytes of the open file `fd`, from `offset` on. `path` is what errors call it.
+ */
+#define NYBL_SOURCE_FD 2
+
+/**
+ * nybl_source.kind: the `length` bytes at `data`, which stay there until the model and its sessions are gone.
+ * `path` is what errors call them.
+ */
+#define NYBL_SOURCE_MEMORY 3
+
+/**
+ * Where a model comes from.
+ */
+typedef struct nybl_source {
+    /**
+     * sizeof(nybl_source).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_SOURCE_*.
+     */
+    int32_t kind;
+    /**
+     * A path or a name, UTF-8.
+     */
+    const char *path;
+    /**
+     * Length of path in bytes.
+     */
+    size_t path_len;
+    /**
+     * Where the model begins in the file: a multiple of 64. Android's zipalign does that for what is stored
+     * uncompressed.
+     */
+    uint64_t offset;
+    /**
+     * Bytes of the model; 0 for all that follow, in a file.
+     */
+    uint64_t length;
+    /**
+     * The bytes of NYBL_SOURCE_MEMORY: at a multiple of 64.
+     */
+    const void *data;
+    /**
+     * The open file of NYBL_SOURCE_FD; it stays the caller's and may be closed afterwards.
+     */
+    int32_t fd;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_source;
+
+/**
+ * Told by a background thread how many bytes of how many have been read; 0 goes on, anything else ends the
+ * reading ahead. Must not unwind.
+ */
+typedef int32_t (*nybl_progress_fn)(void *user, uint64_t bytes, uint64_t total);
+
+/**
+ * As nybl_model_open(), from any source.
+ */
+nybl_status nybl_model_open_source(const nybl_runtime *runtime,
+                                   const struct nybl_source *source,
+                                   nybl_model **out);
+
+/**
+ * Reads the weights into memory in the background, in the order of the layers. Sessions may work meanwhile:
+ * they wait only for the layer that they have come to. `progress` may be NULL; it and `user` stay valid until
+ * all has been read or the model is closed. Does nothing the second time.
+ */
+nybl_status nybl_model_prefetch(const nybl_model *model,
+                                nybl_progress_fn progress,
+                                void *user);
+
+/**
+ * Whether the first `layers` layers are in memory, in `ready` (0 or 1), after waiting up to `timeout_ms`; the
+ * number of layers and one more stands for everything. Without nybl_model_prefetch() nothing is ever waited
+ * for: what is not there is read when it is used.
+ */
+nybl_status nybl_model_wait(const nybl_model *model,
+                            uint32_t layers,
+                            uint32_t timeout_ms,
+                            int32_t *ready);
+
+/**
+ * Gives the memory of the weights back to the system, which reads them again when they are used; for a
+ * host that is asked for memory. `bytes` gets how much it was at most; it may be NULL.
+ */
+nybl_status nybl_model_release_pages(const nybl_model *model,
+                                     uint64_t *bytes);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: conversations
+ *
+ * A conversation is JSON, as chat interfaces have it: an array of objects with `role` and `content`, and
+ * `tool_calls` or whatever else the model's own template reads.
+ */
+
+/**
+ * A conversation. Texts are UTF-8 JSON.
+ */
+typedef struct nybl_conversation {
+    /**
+     * sizeof(nybl_conversation).
+     */
+    uint32_t struct_size;
+    /**
+     * Not 0: ends with the beginning of the model's turn, for it to go on.
+     */
+    uint32_t add_generation_prompt;
+    /**
+     * An array of messages.
+     */
+    const char *messages;
+    /**
+     * Length of messages in bytes.
+     */
+    size_t messages_len;
+    /**
+     * An array of tools, or NULL.
+     */
+    const char *tools;
+    /**
+     * Length of tools in bytes.
+     */
+    size_t tools_len;
+    /**
+     * An object whose members are variables of the template, or NULL.
+     */
+    const char *variables;
+    /**
+     * Length of variables in bytes.
+     */
+    size_t variables_len;
+} nybl_conversation;
+
+/**
+ * The token ids of a conversation, by the model's chat template. Control tokens come from the template alone:
+ * what a message spells stays text. Stores the number of ids in `count` and as many as fit in `ids`;
+ * NYBL_ERR_BUFFER_TOO_SMALL when that is not all of them. `ids` may be NULL with `capacity` 0 to ask for the
+ * number. NYBL_ERR_UNSUPPORTED when the model has no template.
+ */
+nybl_status nybl_chat_encode(const nybl_model *model,
+                             const struct nybl_conversation *conversation,
+                             uint32_t *ids,
+                             size_t capacity,
+                             size_t *count);
+
+/**
+ * The text of a conversation, by the model's chat template. Stores the length in `text_len` and as many bytes
+ * as fit in `buffer`; NYBL_ERR_BUFFER_TOO_SMALL when that is not all of them. `buffer` may be NULL with `capacity` 0
+ * to ask for the length. No terminating zero is written.
+ */
+nybl_status nybl_chat_render(const nybl_model *model,
+                             const struct nybl_conversation *conversation,
+                             char *buffer,
+                             size_t capacity,
+                             size_t *text_len);
+
+/* -------------------------------------------------------------------------------------------------
  * Engine: sessions
  *
  * Tokens in, tokens and text out. nybl_session_next() is the primitive; nybl_session_generate() is a loop over it.
@@ -972,6 +1275,13 @@ nybl_status nybl_session_generate(struct nybl_session *session,
                                   void *context);
 
 /**
+ * Cancels, from any thread and from callbacks too: the call in progress on the session, or when there is none
+ * the next one, ends with NYBL_ERR_CANCELLED within a step of a layer and has then changed nothing. The call after
+ * it goes on as if nothing had been.
+ */
+nybl_status nybl_session_cancel(const struct nybl_session *session);
+
+/**
  * Keeps the first `count` tokens of the sequence; more than it has is no error.
  */
 nybl_status nybl_session_truncate(struct nybl_session *session, size_t count);
@@ -988,6 +1298,280 @@ nybl_status nybl_session_reset(struct nybl_session *session);
 nybl_status nybl_session_get_logits(struct nybl_session *session,
                                     const float **logits,
                                     size_t *count);
+
+/* -------------------------------------------------------------------------------------------------
+ * Speculation
+ *
+ * A session that speculates: a drafter foretells tokens and the model checks several of them in one pass. The
+ * tokens are those of the session alone, greedy or with a seed; drafts change how long a text takes. A
+ * controller measures passes and drafts and goes without where they do not pay.
+ */
+
+/**
+ * nybl_spec_config.mode: as many drafts as pay, none when none do.
+ */
+#define NYBL_SPEC_AUTO 0
+
+/**
+ * nybl_spec_config.mode: every draft there is, for comparisons.
+ */
+#define NYBL_SPEC_ALWAYS 1
+
+/**
+ * Settings of speculation; all zeros is the default.
+ */
+typedef struct nybl_spec_config {
+    /**
+     * sizeof(nybl_spec_config).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_SPEC_*.
+     */
+    uint32_t mode;
+    /**
+     * The most drafts in a round; 0 for as many as can be, which is 7.
+     */
+    uint32_t max_drafts;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+} nybl_spec_config;
+
+/**
+ * What speculation has come to since the drafter was attached. A round is one pass of the model.
+ */
+typedef struct nybl_spec_stats {
+    /**
+     * sizeof(nybl_spec_stats).
+     */
+    uint32_t struct_size;
+    /**
+     * The most drafts that a round may have now.
+     */
+    uint32_t limit;
+    /**
+     * Drafts of the last round.
+     */
+    uint32_t current;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
+    /**
+     * Passes of the model. Every pass gives one token more than it accepted drafts.
+     */
+    uint64_t passes;
+    /**
+     * Drafts that were checked.
+     */
+    uint64_t drafted;
+    /**
+     * Drafts that were accepted.
+     */
+    uint64_t accepted;
+    /**
+     * Drafts checked at each place of a round, those before them having been accepted.
+     */
+    uint64_t tried_at[7];
+    /**
+     * And accepted there.
+     */
+    uint64_t accepted_at[7];
+    /**
+     * Rounds of 0, 1, ... drafts.
+     */
+    uint64_t rounds[8];
+    /**
+     * Rounds without drafts, because a plain pass had to be measured.
+     */
+    uint64_t undrafted_measuring;
+    /**
+     * Because the limit or the end of the context left no room.
+     */
+    uint64_t undrafted_limited;
+    /**
+     * Because drafts were not expected to pay.
+     */
+    uint64_t undrafted_not_worth;
+    /**
+     * Because drafts have cost as much as they may.
+     */
+    uint64_t undrafted_overdrawn;
+    /**
+     * Because the drafter had nothing to say.
+     */
+    uint64_t undrafted_not_found;
+    /**
+     * Rounds that only served to look whether drafts pay again.
+     */
+    uint64_t probes;
+    /**
+     * Drafts that ended early because the drafter was not sure enough.
+     */
+    uint64_t early_stops;
+    /**
+     * Measured seconds of a pass over 1, 2, ... rows; 0 where there is no measurement.
+     */
+    double pass_seconds[8];
+    /**
+     * Measured seconds of drafting one token.
+     */
+    double draft_seconds;
+    /**
+     * Seconds that the drafter took to make good times without drafts.
+     */
+    double catch_up_seconds;
+    /**
+     * Seconds that drafts are reckoned to have saved; negative when they have cost some.
+     */
+    double saved_seconds;
+} nybl_spec_stats;
+
+/**
+ * Makes a drafter of a smaller model, for sessions of `target`. It keeps `model` open and has KV cache and buffers
+ * of its own. The vocabularies are the same, or have at least half of the tokens of `model` in common by their text;
+ * NYBL_ERR_INVALID_ARGUMENT otherwise. Destroy it with nybl_drafter_destroy().
+ */
+nybl_status nybl_drafter_create_model(const nybl_model *model,
+                                      const nybl_model *target,
+                                      nybl_drafter **out);
+
+/**
+ * Lets `session` speculate with `drafter` from now on, instead of with the one before. `config` may be NULL. A
+ * drafter serves one session at a time: NYBL_ERR_BUSY when it is attached. On failure the session is as before.
+ */
+nybl_status nybl_spec_attach(nybl_session *session,
+                             nybl_drafter *drafter,
+                             const struct nybl_spec_config *config);
+
+/**
+ * Lets the session go on without a drafter; no error when it has none. The drafter is free for another one.
+ */
+nybl_status nybl_spec_detach(nybl_session *session);
+
+/**
+ * Shortens drafts to `share`, 0 to 1, of what they may be, as for heat or to save energy; 0 is no drafts. The
+ * less is left, the likelier a draft must be to stand. NYBL_ERR_INVALID_ARGUMENT when no drafter is attached.
+ */
+nybl_status nybl_spec_set_share(nybl_session *session,
+                                float share);
+
+/**
+ * Fills `stats`, whose struct_size the caller has set. NYBL_ERR_INVALID_ARGUMENT when no drafter is attached.
+ */
+nybl_status nybl_spec_get_stats(nybl_session *session,
+                                struct nybl_spec_stats *stats);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: heat and power
+ *
+ * The host tells what it knows of heat and of who is waiting; the runtime shortens drafts, uses fewer threads,
+ * rests between tokens and, when nothing else helps, pauses. It never changes a token.
+ */
+
+/**
+ * nybl_heat.level: not known.
+ */
+#define NYBL_THERMAL_UNKNOWN 0
+
+/**
+ * nybl_heat.level: no limit. ProcessInfo's `nominal`; Android's THERMAL_STATUS_NONE.
+ */
+#define NYBL_THERMAL_NOMINAL 1
+
+/**
+ * nybl_heat.level: no more than now. ProcessInfo's `fair`; Android's LIGHT.
+ */
+#define NYBL_THERMAL_FAIR 2
+
+/**
+ * nybl_heat.level: less than now. ProcessInfo's `serious`; Android's MODERATE.
+ */
+#define NYBL_THERMAL_SERIOUS 3
+
+/**
+ * nybl_heat.level: stop. ProcessInfo's `critical`; Android's SEVERE and worse.
+ */
+#define NYBL_THERMAL_CRITICAL 4
+
+/**
+ * nybl_runtime_set_power_mode(): somebody is waiting for the text.
+ */
+#define NYBL_POWER_FOREGROUND 0
+
+/**
+ * nybl_runtime_set_power_mode(): nobody is waiting: a quarter of the threads, half the time.
+ */
+#define NYBL_POWER_BACKGROUND 1
+
+/**
+ * nybl_runtime_set_power_mode(): the battery is low: half the threads, no drafts.
+ */
+#define NYBL_POWER_LOW 2
+
+/**
+ * What is known of heat. What is zero is not known; of the rest the worst counts.
+ */
+typedef struct nybl_heat {
+    /**
+     * sizeof(nybl_heat).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_THERMAL_*.
+     */
+    int32_t level;
+    /**
+     * Android's getThermalHeadroom(): 1 is where the system throttles severely.
+     */
+    float headroom;
+    /**
+     * Degrees Celsius of the skin or the battery. 45 is held; at 50 nothing runs until 45 is reached again.
+     */
+    float celsius;
+} nybl_heat;
+
+/**
+ * What the governor does at present.
+ */
+typedef struct nybl_governor_state {
+    /**
+     * sizeof(nybl_governor_state).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_POWER_*.
+     */
+    int32_t power_mode;
+    /**
+     * The share of full effort that heat allows, 0 to 1.
+     */
+    float effort;
+    /**
+     * Milliseconds after which another report and another try make sense; 0 when nothing is paused.
+     */
+    uint32_t retry_ms;
+} nybl_governor_state;
+
+/**
+ * Reports heat, every few seconds while the runtime works. A report with nothing known, or NULL, ends the
+ * governing of heat: full effort again.
+ */
+nybl_status nybl_runtime_report_heat(const nybl_runtime *runtime,
+                                     const struct nybl_heat *heat);
+
+/**
+ * Sets how much of the machine may be used: one of NYBL_POWER_*.
+ */
+nybl_status nybl_runtime_set_power_mode(const nybl_runtime *runtime, int32_t mode);
+
+/**
+ * Fills `state`, whose struct_size the caller has set.
+ */
+nybl_status nybl_runtime_get_governor_state(const nybl_runtime *runtime,
+                                            struct nybl_governor_state *state);
 
 /* -------------------------------------------------------------------------------------------------
  * Every function in one table
@@ -1051,6 +1635,37 @@ typedef struct nybl_api {
     nybl_status (*session_get_logits)(struct nybl_session *session, const float **logits,
         size_t *count);
     const struct nybl_api *(*get_api)(uint32_t major, uint32_t minor);
+    nybl_status (*drafter_create_ngram)(struct nybl_drafter **out);
+    nybl_status (*drafter_create_callback)(nybl_draft_fn draft, void *context,
+        struct nybl_drafter **out);
+    void (*drafter_destroy)(struct nybl_drafter *drafter);
+    nybl_status (*drafter_draft)(struct nybl_drafter *drafter, const uint32_t *tokens,
+        size_t n_tokens, uint32_t *drafts, float *confidence, size_t capacity, size_t *count);
+    nybl_status (*drafter_rewind)(struct nybl_drafter *drafter, size_t len);
+    nybl_status (*drafter_create_model)(const nybl_model *model, const nybl_model *target,
+        nybl_drafter **out);
+    nybl_status (*spec_attach)(nybl_session *session, nybl_drafter *drafter,
+        const struct nybl_spec_config *config);
+    nybl_status (*spec_detach)(nybl_session *session);
+    nybl_status (*spec_set_share)(nybl_session *session, float share);
+    nybl_status (*spec_get_stats)(nybl_session *session, struct nybl_spec_stats *stats);
+    nybl_status (*model_open_source)(const nybl_runtime *runtime, const struct nybl_source *source,
+        nybl_model **out);
+    nybl_status (*model_prefetch)(const nybl_model *model, nybl_progress_fn progress, void *user);
+    nybl_status (*model_wait)(const nybl_model *model, uint32_t layers, uint32_t timeout_ms,
+        int32_t *ready);
+    nybl_status (*model_release_pages)(const nybl_model *model, uint64_t *bytes);
+    nybl_status (*chat_encode)(const nybl_model *model,
+        const struct nybl_conversation *conversation, uint32_t *ids, size_t capacity,
+        size_t *count);
+    nybl_status (*chat_render)(const nybl_model *model,
+        const struct nybl_conversation *conversation, char *buffer, size_t capacity,
+        size_t *text_len);
+    nybl_status (*session_cancel)(const struct nybl_session *session);
+    nybl_status (*runtime_report_heat)(const nybl_runtime *runtime, const struct nybl_heat *heat);
+    nybl_status (*runtime_set_power_mode)(const nybl_runtime *runtime, int32_t mode);
+    nybl_status (*runtime_get_governor_state)(const nybl_runtime *runtime,
+        struct nybl_governor_state *state);
 } nybl_api;
 
 /**

@@ -1,4 +1,4 @@
-//@ arch=hexagon flags=-mv67 -mhvx -mhvx-length=128b
+//@ arch=hexagon flags=-mv67 -mhvx -mhvx-length=128b -fno-strict-aliasing
 /* Bytes, four, three and two bits on Hexagon's vectors of 128 bytes, which hold two lines.
  *
  * The multiplication is of 32 lanes of four unsigned bytes by the same four signed activations, which come from
@@ -8,8 +8,8 @@
  * dots are shifted once a group. Topmost fields are stored for a signed dot, with their top bit inverted: a
  * XOR turns it back. Bytes become unsigned the same way, and 128 times the sum of the activations is taken off.
  *
- * Version 67 has no floating point on vectors, and no later one has a fused multiplication of 32 bits, so the
- * scales are the scalar core's work, in the order of docs/numerics.md.
+ * Version 67 has no floating point on vectors, so the products with the scales are the scalar core's work, in
+ * the order of docs/numerics.md.
  */
 #include "kernel_abi.h"
 #include <hexagon_protos.h>
@@ -26,7 +26,7 @@
 #define UNROLL _Pragma("unroll")
 
 typedef HVX_Vector vector;
-/* Rows of four bytes each, one after the other: the first field of a vector is that of its first half. */
+/* The dots of a panel's rows. Vectors write them and read them as what they are, so aliasing is not strict here. */
 typedef int32_t panel_of_dots[MOST_PANEL] __attribute__((aligned(128)));
 
 /* One group of one panel and the activations it meets. */
@@ -159,23 +159,56 @@ INLINE void dots_of(const struct group *t, const unsigned rows, const unsigned b
     }
 }
 
-/* The float of a 16-bit half: exact, whatever it is. */
-INLINE float half(uint16_t bits) {
-    union {
-        uint32_t bits;
-        float value;
-    } out;
-    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7fff;
-    if (rest >= 0x7c00) {
-        out.bits = 0x7f800000 | rest << 13;
-    } else if (rest < 0x0400) {
-        /* Without an exponent: so many times 2^-24. */
-        out.value = (float)(int32_t)rest * 0x1p-24f;
-    } else {
-        out.bits = (rest << 13) + (112 << 23);
-    }
-    out.bits |= sign;
-    return out.value;
+INLINE vector word(int32_t value) {
+    return Q6_V_vsplat_R(value);
+}
+
+/* Where `test` holds the first, elsewhere the second. */
+INLINE vector either(HVX_VectorPred test, vector first, vector second) {
+    return Q6_V_vmux_QVV(test, first, second);
+}
+
+/* The floats nearest to unsigned integers, ties to even. */
+INLINE vector floats_of_unsigned(vector x) {
+    const vector zeros = Q6_Vuw_vcl0_Vuw(x);
+    const vector up = Q6_Vw_vasl_VwVw(x, zeros);
+    const vector fraction = Q6_Vuw_vlsr_VuwR(up, 8);
+    /* The leading one of the fraction adds one to the exponent, and so does a carry out of rounding. */
+    const vector exponent = Q6_Vw_vasl_VwR(Q6_Vw_vsub_VwVw(word(157), zeros), 23);
+    const vector bits = Q6_Vw_vadd_VwVw(exponent, fraction);
+    const vector rest = Q6_Vw_vadd_VwVw(Q6_V_vand_VV(up, word(0xff)), Q6_V_vand_VV(fraction, word(1)));
+    const HVX_VectorPred is_more = Q6_Q_vcmp_gt_VuwVuw(rest, word(0x80));
+    const vector rounded = either(is_more, Q6_Vw_vadd_VwVw(bits, word(1)), bits);
+    return either(Q6_Q_vcmp_eq_VwVw(x, Q6_V_vzero()), Q6_V_vzero(), rounded);
+}
+
+INLINE vector floats_of_integers(vector x) {
+    const vector sign = Q6_V_vand_VV(x, word(INT32_MIN));
+    return Q6_V_vor_VV(floats_of_unsigned(Q6_Vw_vabs_Vw(x)), sign);
+}
+
+/* The floats of 16-bit halves, which have words to themselves: exact, whatever they are. */
+INLINE vector floats_of_halves(vector halves) {
+    const vector sign = Q6_Vw_vasl_VwR(Q6_V_vand_VV(halves, word(0x8000)), 16);
+    const vector rest = Q6_V_vand_VV(halves, word(0x7fff));
+    const vector moved = Q6_Vw_vasl_VwR(rest, 13);
+    const vector normal = Q6_Vw_vadd_VwVw(moved, word(112 << 23));
+    /* Without an exponent: so many times 2^-24. */
+    const HVX_VectorPred is_zero = Q6_Q_vcmp_eq_VwVw(rest, Q6_V_vzero());
+    const vector tiny = Q6_Vw_vsub_VwVw(floats_of_unsigned(rest), either(is_zero, Q6_V_vzero(), word(24 << 23)));
+    const vector infinite = Q6_V_vor_VV(moved, word(0x7f800000));
+    const vector finite = either(Q6_Q_vcmp_gt_VwVw(word(0x0400), rest), tiny, normal);
+    return Q6_V_vor_VV(either(Q6_Q_vcmp_gt_VwVw(rest, word(0x7bff)), infinite, finite), sign);
+}
+
+/* The 32 words of a table from `at`, in the second half of a vector: what lies before belongs to the same group,
+ * and what lies behind may belong to nobody. */
+INLINE vector table(const uint16_t *at) {
+    return load((const uint8_t *)at - 64);
+}
+
+INLINE vector halves_of(const uint16_t *at) {
+    return floats_of_halves(Q6_V_hi_W(Q6_Wuw_vunpack_Vuh(table(at))));
 }
 
 /* What a format is made of. */
@@ -189,29 +222,50 @@ struct format {
     void (*dots[MOST_ROWS])(const struct group *);
 };
 
-/* Adds the dots of group `g` to the sums of `count` rows of activations from `first`, scaled. */
+/* The sums of the panel's rows plus factor times `x_scale`, times these floats. */
+static void multiply_in(size_t rows, float *restrict sums, const float *restrict factors, float x_scale,
+                        const float *restrict floats) {
+    for (size_t row = 0; row < rows; row++)
+        sums[row] = Q6_R_sfmpyacc_RR(sums[row], factors[row] * x_scale, floats[row]);
+}
+
+/* The same with one float for all. */
+static void multiply_all_in(size_t rows, float *restrict sums, const float *restrict factors, float x_scale,
+                            float value) {
+    for (size_t row = 0; row < rows; row++)
+        sums[row] = Q6_R_sfmpyacc_RR(sums[row], factors[row] * x_scale, value);
+}
+
+/* Adds the dots of group `g` to the sums of `count` rows of activations from `first`, scaled. Conversions are
+ * integer work, which the vectors do; what is left for the scalar core is the two products and the sum. */
 static void scale_in(const struct matmul_args *a, const struct format *format, size_t first, size_t count, size_t g,
-                     const uint16_t *tables, const panel_of_dots *dots, float (*sums)[MOST_PANEL]) {
-    for (size_t row = 0; row < format->rows; row++) {
-        const float scale = half(tables[row]);
-        const uint16_t offset = a->offset ? tables[format->rows + row] : 0;
-        int32_t zero = format->always;
-        if (a->offset == 0)
-            zero += format->symmetric;
-        else if (a->offset == 1)
-            zero += (int16_t)offset;
-        const float minimum = a->offset == 2 ? half(offset) : 0;
-        for (size_t r = 0; r < count; r++) {
-            const size_t at = (first + r) * a->groups + g;
-            const int32_t sum = a->x_sums[at];
-            const float x_scale = a->x_scales[at];
-            /* Wraps where a row of bytes is one group; what is left when the excess is gone does not. */
-            const int32_t dot = (int32_t)((uint32_t)dots[r][row] - (uint32_t)zero * (uint32_t)sum);
-            float y = Q6_R_sfmpyacc_RR(sums[r][row], scale * x_scale, (float)dot);
-            if (a->offset == 2)
-                y = Q6_R_sfmpyacc_RR(y, minimum * x_scale, (float)sum);
-            sums[r][row] = y;
+                     const uint16_t *tables, panel_of_dots *dots, float (*sums)[MOST_PANEL]) {
+    const size_t vectors = format->rows / LANES;
+    vector scales[MOST_PANEL / LANES], minima[MOST_PANEL / LANES], zeros[MOST_PANEL / LANES];
+    for (size_t v = 0; v < vectors; v++) {
+        const uint16_t *const offsets = tables + format->rows + v * LANES;
+        scales[v] = halves_of(tables + v * LANES);
+        minima[v] = a->offset == 2 ? halves_of(offsets) : Q6_V_vzero();
+        zeros[v] = a->offset == 1 ? Q6_V_hi_W(Q6_Ww_vunpack_Vh(table(offsets))) : Q6_V_vzero();
+    }
+    for (size_t r = 0; r < count; r++) {
+        const size_t at = (first + r) * a->groups + g;
+        const int32_t sum = a->x_sums[at];
+        const float x_scale = a->x_scales[at];
+        /* Wraps where a row of bytes is one group; what is left when the excess is gone does not. */
+        const int32_t factor = format->always + (a->offset == 0 ? format->symmetric : 0);
+        const vector excess = word((int32_t)((uint32_t)factor * (uint32_t)sum));
+        vector *const out = (vector *)dots[r];
+        for (size_t v = 0; v < vectors; v++) {
+            vector dot = Q6_Vw_vsub_VwVw(out[v], excess);
+            /* The sum of up to 128 activations has 16 bits, and formats with zero points have no longer groups. */
+            if (a->offset == 1)
+                dot = Q6_Vw_vsub_VwVw(dot, Q6_Vw_vmpyi_VwRh(zeros[v], Q6_R_combine_RlRl(sum, sum)));
+            out[v] = floats_of_integers(dot);
         }
+        multiply_in(format->rows, sums[r], (const float *)scales, x_scale, (const float *)out);
+        if (a->offset == 2)
+            multiply_all_in(format->rows, sums[r], (const float *)minima, x_scale, (float)sum);
     }
 }
 

@@ -38,6 +38,7 @@ impl CorePolicy {
     }
 
     /// Cores that [`CorePolicy::choose`] leaves, or those that the process may use at once.
+    #[cfg(feature = "engine")]
     pub(crate) fn count(&self) -> usize {
         let parallel = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         self.choose(&crate::threads::allowed_cores())

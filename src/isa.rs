@@ -59,6 +59,8 @@ features! {
     PORTABLE = 0, "portable", true;
     /// AVX2 with FMA and F16C, which no CPU has apart.
     AVX2 = 1, "avx2", x86!("avx2", "fma", "f16c");
+    /// AVX-VNNI: dots of four bytes on 256 bits.
+    AVXVNNI = 7, "avxvnni", x86!("avxvnni");
     /// AVX-512 F, BW, DQ, VL and VNNI.
     AVX512 = 2, "avx512", x86!("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni");
     /// Advanced SIMD, in every 64-bit Arm core.
@@ -118,7 +120,9 @@ impl Isa {
             let sets = name.split('+').map(Self::named).collect::<Result<Vec<_>>>()?;
             return Ok(sets.into_iter().fold(Isa::NONE, Isa::and));
         }
-        Ok(Isa((Self::named(name)?.0 << 1) - 1))
+        let last = Self::named(name)?;
+        let until = Self::FEATURES.iter().take_while(|(_, feature)| *feature != last);
+        Ok(until.fold(last, |all, (_, feature)| all.and(*feature)))
     }
 
     /// The one feature of this name.
@@ -171,6 +175,8 @@ mod tests {
     fn a_name_means_itself_and_everything_weaker() {
         let avx2 = Isa::up_to("avx2").unwrap();
         assert!(avx2.has(Isa::AVX2) && avx2.has(Isa::PORTABLE) && !avx2.has(Isa::AVX512));
+        // The order of the list counts, not that of the bits, which are a promise to C.
+        assert!(Isa::up_to("avx512").unwrap().has(Isa::AVXVNNI) && !avx2.has(Isa::AVXVNNI));
         assert_eq!(Isa::up_to("scalar").unwrap(), Isa::NONE);
     }
 

@@ -14,6 +14,7 @@
 //! - [`docs::kernels`]: the kernel table and how to add a row
 //! - [`docs::numerics`]: the contract behind the equal bits
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
+//! - [`docs::speculation`]: why drafts change no token, and how many there are
 //! - [`docs::safety`]: what is trusted, and what is checked where
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -55,6 +56,8 @@ pub mod docs {
     pub mod numerics {}
     #[doc = include_str!("docs/safety.md")]
     pub mod safety {}
+    #[doc = include_str!("docs/speculation.md")]
+    pub mod speculation {}
 }
 
 #[cfg(all(doctest, feature = "text"))]

@@ -315,6 +315,7 @@ fn run_lent(executor: &Executor, tiles: usize, tile: &(dyn Fn(usize) + Sync)) {
     assert!(done == tiles, "the host's executor ran {done} of {tiles} tiles");
 }
 
+#[cfg(feature = "engine")]
 pub(crate) use affinity::allowed as allowed_cores;
 
 /// Where threads run: only Linux and Android can be asked.

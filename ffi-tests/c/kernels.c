@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N = 100, K = 172, M = 5 };
+enum { N = 300, K = 172, M = 5 };
 
 static int failures;
 
@@ -33,6 +33,51 @@ static void *aligned(size_t bytes)
     if (memory == NULL)
         exit(2);
     return memory;
+}
+
+/* The value of a half. */
+static double half_value(uint16_t bits)
+{
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double value = exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return bits >> 15 ? -value : value;
+}
+
+/* Bias, bounds and halves: what they do to the outputs `plain`. */
+static void finish(const nybl_layout *layout, nybl_matmul_args *args, const float *plain)
+{
+    static float y[M * N], bias[N];
+    static uint16_t halves[M * N];
+    float *before = args->y;
+    int i;
+
+    for (i = 0; i < N; i++)
+        bias[i] = (float)i * 0.25f - 3.0f;
+    args->bias = bias;
+    args->clamp_low = -1.5f;
+    args->clamp_high = 6.0f;
+    args->y = y;
+    EXPECT(nybl_matmul(layout, args), NYBL_OK);
+    args->y = NULL;
+    args->y_f16 = halves;
+    EXPECT(nybl_matmul(layout, args), NYBL_OK);
+    for (i = 0; i < M * N; i++) {
+        float want = plain[i] + bias[i % N];
+        want = want < -1.5f ? -1.5f : want > 6.0f ? 6.0f : want;
+        if (y[i] != want || fabs(half_value(halves[i]) - want) > fabs(want) / 2048 + 1e-7) {
+            fprintf(stderr, "format %d: output %d with bias is %g and %g, not %g\n",
+                    (int)layout->format, i, (double)y[i], half_value(halves[i]), (double)want);
+            failures++;
+            break;
+        }
+    }
+    args->clamp_low = 7.0f;
+    EXPECT(nybl_matmul(layout, args), NYBL_ERR_INVALID_ARGUMENT);
+    args->bias = NULL;
+    args->clamp_low = args->clamp_high = 0;
+    args->y_f16 = NULL;
+    EXPECT(nybl_matmul(layout, args), NYBL_ERR_INVALID_ARGUMENT);
+    args->y = before;
 }
 
 /* Packs random weights, multiplies in two ranges, and compares with the unpacked weights. */
@@ -76,9 +121,9 @@ static void multiply(int32_t format, uint32_t group, double tolerance)
     args.m = M;
     args.y = &y[0][0];
     args.y_stride = N;
-    args.n1 = 64;
+    args.n1 = 128;
     EXPECT(nybl_matmul(&layout, &args), NYBL_OK);
-    args.n0 = 64;
+    args.n0 = 128;
     args.n1 = N;
     EXPECT(nybl_matmul(&layout, &args), NYBL_OK);
 
@@ -89,6 +134,9 @@ static void multiply(int32_t format, uint32_t group, double tolerance)
     EXPECT(nybl_matmul(&layout, &args), NYBL_OK);
     if (memcmp(y, again, sizeof y) != 0)
         fprintf(stderr, "format %d: ranges or kernels differ\n", (int)format), failures++;
+
+    finish(&layout, &args, &y[0][0]);
+    args.y = &again[0][0];
 
     for (i = 0; i < M; i++)
         for (j = 0; j < N; j++) {
@@ -123,6 +171,67 @@ static void multiply(int32_t format, uint32_t group, double tolerance)
     EXPECT(nybl_matmul(&layout, &args), NYBL_ERR_UNSUPPORTED);
     free(packed);
     free(scratch);
+}
+
+/* The arrays of a GPTQ and of an AWQ checkpoint, and GGUF blocks: one row of 32 whose codes are known. */
+static void checkpoints(void)
+{
+    static uint32_t gptq[4 * 8], awq[32], gptq_zeros, awq_zeros;
+    static uint8_t blocks[8 * 18];
+    static float back[8 * 32];
+    uint16_t scales[8];
+    nybl_layout layout = {sizeof layout, NYBL_FORMAT_Q4Z, 32, 8, 32};
+    nybl_weights weights = {sizeof weights, NYBL_WEIGHTS_GPTQ, gptq, 32, scales, 8, &gptq_zeros, 1};
+    static const int nibble[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    size_t packed_len;
+    void *packed;
+    int n, k, kind;
+
+    for (n = 0; n < 8; n++) {
+        scales[n] = 0x3800; /* 0.5 */
+        gptq_zeros |= (uint32_t)(n + 1 - 1) << (4 * n);
+        awq_zeros |= (uint32_t)(n + 1) << (4 * nibble[n]);
+        blocks[n * 18 + 1] = 0x38;
+        for (k = 0; k < 32; k++) {
+            uint32_t code = (uint32_t)(n + 3 * k) % 16;
+            gptq[k / 8 * 8 + n] |= code << (k % 8 * 4);
+            awq[k] |= code << (4 * nibble[n]);
+            blocks[n * 18 + 2 + k % 16] |= (uint8_t)(code << (k < 16 ? 0 : 4));
+        }
+    }
+    for (kind = 0; kind < 3; kind++) {
+        if (kind == 1) {
+            weights.kind = NYBL_WEIGHTS_AWQ;
+            weights.values = awq;
+            weights.offsets = &awq_zeros;
+        } else if (kind == 2) {
+            layout.format = NYBL_FORMAT_Q4;
+            memset(&weights, 0, sizeof weights);
+            weights.struct_size = sizeof weights;
+            weights.kind = NYBL_WEIGHTS_GGUF;
+            weights.values = blocks;
+            weights.values_count = sizeof blocks;
+        }
+        EXPECT(nybl_pack_size(&layout, &packed_len), NYBL_OK);
+        packed = aligned(packed_len);
+        EXPECT(nybl_pack(&layout, &weights, packed, packed_len), NYBL_OK);
+        EXPECT(nybl_unpack_rows(&layout, packed, packed_len, 0, 8, back), NYBL_OK);
+        for (n = 0; n < 8; n++)
+            for (k = 0; k < 32; k++) {
+                int zero = kind == 2 ? 8 : n + 1;
+                float want = 0.5f * (float)((n + 3 * k) % 16 - zero);
+                if (back[n * 32 + k] != want) {
+                    fprintf(stderr, "kind %d: weight %d, %d is %g, not %g\n", kind, n, k,
+                            (double)back[n * 32 + k], (double)want);
+                    failures++;
+                    k = 32;
+                }
+            }
+        weights.values_count--;
+        EXPECT(nybl_pack(&layout, &weights, packed, packed_len), NYBL_ERR_INVALID_ARGUMENT);
+        weights.values_count++;
+        free(packed);
+    }
 }
 
 /* Codes with zero points, as GPTQ and AWQ leave them. */
@@ -183,8 +292,13 @@ int main(void)
     multiply(NYBL_FORMAT_Q4, 32, 0.35);
     multiply(NYBL_FORMAT_Q4Z, 128, 0.35);
     multiply(NYBL_FORMAT_Q8, 64, 0.35);
+    multiply(NYBL_FORMAT_Q3, 64, 0.35);
+    multiply(NYBL_FORMAT_Q3M, 16, 0.35);
+    multiply(NYBL_FORMAT_Q2Z, 32, 0.35);
+    multiply(NYBL_FORMAT_Q8, 0, 0.5);
     multiply(NYBL_FORMAT_F32, 0, 1e-4);
     codes();
+    checkpoints();
 
     if (failures == 0)
         puts("all as documented");

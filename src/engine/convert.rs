@@ -8,7 +8,7 @@ use super::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::file::checkpoint::Checkpoint;
 use crate::file::metadata::Metadata;
-use crate::file::nybl::{Kind, Writer, order_name};
+use crate::file::nybl::{Kind, Target, VERSION, Writer, order_name};
 use crate::file::tensor::{Deviation, Tensor};
 use crate::kernel::{Format, Layout};
 use crate::memory::Aligned;
@@ -16,8 +16,9 @@ use crate::model::config::Config;
 use crate::model::weights::Weights;
 use crate::text::vocabulary;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use xxhash_rust::xxh64::Xxh64;
 
 /// What float matrices become. Everything else keeps its codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,10 +63,26 @@ impl Recipe {
 pub struct Options {
     /// What float matrices become.
     pub recipe: Recipe,
+    /// Most bytes of tensors in a file, where there may be several.
+    pub shard_bytes: Option<u64>,
 }
 
-/// What became of the weights: by their encoding in the source and the packed format.
-pub type Report = BTreeMap<(String, String), Line>;
+impl From<Recipe> for Options {
+    fn from(recipe: Recipe) -> Self {
+        Self { recipe, ..Self::default() }
+    }
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What became of the matrices, by their encoding in the source and the packed format.
+    pub lines: BTreeMap<(String, String), Line>,
+    /// Tensors that an unfinished file already held; nothing is known about their deviation.
+    pub found: usize,
+    /// The files.
+    pub files: Vec<PathBuf>,
+}
 
 /// The matrices that went the same way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -82,7 +99,8 @@ pub struct Line {
 ///
 /// # Errors
 /// [`Error::Corrupt`] or [`Error::Unsupported`] for a source that could not be run; [`Error::Io`] when
-/// writing fails. `to` is whole or untouched.
+/// writing fails. `to` is whole or untouched. After a failure to write, or when the process ended, the same
+/// call goes on where that one stopped.
 pub fn convert(
     runtime: &Runtime,
     from: &Path,
@@ -112,39 +130,87 @@ pub fn convert(
     }
     let total = plan.iter().map(|(_, kind)| kind.bytes()).sum();
     let mut done = 0;
-    let mut report = Report::new();
-    let mut writer = Writer::create(to, &metadata, &plan)?;
-    for ((name, kind), tensor) in plan.iter().zip(tensors) {
-        let wrong = |error: Error| error.in_tensor(&checkpoint.name, name);
-        match kind {
-            Kind::Order(_) => {
-                let order = tensor.order().into_iter().flat_map(|order| order.iter());
-                let bytes: Vec<u8> = order.flat_map(|column| column.to_le_bytes()).collect();
-                writer.append(&bytes)?;
-            }
-            Kind::Vector(_) => {
-                let vector = tensor.vector().map_err(wrong)?;
-                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                writer.append(&bytes)?;
-            }
-            Kind::Matrix(layout) => {
-                let mut written = done;
-                let append = |bytes: &[u8]| {
-                    written += bytes.len();
-                    progress(written, total);
-                    writer.append(bytes)
-                };
-                let deviation = pack(runtime, tensor, layout, append).map_err(wrong)?;
-                let line = report.entry((tensor.encoding(), kind.name())).or_default();
+    let fingerprint = fingerprint(&checkpoint, options);
+    let target = Target { path: to, shard_bytes: options.shard_bytes, fingerprint };
+    let mut writer = Writer::start(&target, &metadata, &plan)?;
+    let mut report = Report::default();
+    let complete = writer.complete();
+    for (((name, kind), tensor), complete) in plan.iter().zip(tensors).zip(complete) {
+        if complete {
+            report.found += 1;
+            done += kind.bytes();
+            progress(done, total);
+            continue;
+        }
+        match write(runtime, &mut writer, kind, tensor, |written| progress(done + written, total)) {
+            Ok(Some(deviation)) => {
+                let line = report.lines.entry((tensor.encoding(), kind.name())).or_default();
                 line.matrices += 1;
-                line.weights += layout.n() * layout.k();
+                line.weights += tensor.n() * tensor.k();
                 line.deviation.add(&deviation);
             }
+            Ok(None) => {}
+            Err(error @ Error::Io { .. }) => return Err(error),
+            // The source is at fault, and would be again.
+            Err(error) => {
+                writer.discard();
+                return Err(error.in_tensor(&checkpoint.name, name));
+            }
         }
+        tensor.release();
         done += kind.bytes();
     }
-    writer.finish()?;
+    report.files = writer.finish()?;
     Ok(report)
+}
+
+/// Writes one tensor; the deviation of a matrix.
+fn write(
+    runtime: &Runtime,
+    writer: &mut Writer,
+    kind: &Kind,
+    tensor: &Tensor,
+    mut progress: impl FnMut(usize),
+) -> Result<Option<Deviation>> {
+    match kind {
+        Kind::Order(_) => {
+            let order = tensor.order().into_iter().flat_map(|order| order.iter());
+            let bytes: Vec<u8> = order.flat_map(|column| column.to_le_bytes()).collect();
+            writer.append(&bytes)?;
+            Ok(None)
+        }
+        Kind::Vector(_) => {
+            let bytes: Vec<u8> = tensor.vector()?.iter().flat_map(|x| x.to_le_bytes()).collect();
+            writer.append(&bytes)?;
+            Ok(None)
+        }
+        Kind::Matrix(layout) => {
+            let mut written = 0;
+            let append = |bytes: &[u8]| {
+                written += bytes.len();
+                progress(written);
+                writer.append(bytes)
+            };
+            pack(runtime, tensor, layout, append).map(Some)
+        }
+    }
+}
+
+/// Identifies source and recipe: file lengths, times and samples of their bytes.
+fn fingerprint(checkpoint: &Checkpoint, options: &Options) -> u64 {
+    let mut hash = Xxh64::new(0);
+    hash.update(format!("{VERSION} {} {options:?}", env!("CARGO_PKG_VERSION")).as_bytes());
+    for file in &checkpoint.files {
+        let (bytes, sample) = (file.bytes(), 64 * 1024);
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        let time = std::fs::metadata(file.name()).and_then(|metadata| metadata.modified());
+        hash.update(format!("{time:?}").as_bytes());
+        for at in (0..bytes.len()).step_by((bytes.len() / 64).max(sample)) {
+            hash.update(&bytes[at..bytes.len().min(at + sample)]);
+        }
+        hash.update(&bytes[bytes.len().saturating_sub(sample)..]);
+    }
+    hash.digest().max(1)
 }
 
 /// Packs a matrix, some panels at a time: enough for every thread.

@@ -18,6 +18,9 @@ use std::sync::Arc;
 /// more than looking whether drafts pay again is worth; the last tokens foretell nearly as much.
 const GLANCE: usize = 32;
 
+/// Tokens that it is behind in the ordinary course of things.
+const ROUTINE: usize = 2;
+
 /// A model that drafts.
 pub struct ModelDrafter {
     session: Session,
@@ -125,6 +128,11 @@ impl Drafter for ModelDrafter {
     }
 
     fn prepare(&mut self, context: &[u32], whole: bool) -> Result<()> {
+        let held = self.session.tokens().len() + self.skipped;
+        if !whole && held + ROUTINE >= context.len() {
+            // Better in one pass with the tokens that come next.
+            return Ok(());
+        }
         self.follow(context, whole)
     }
 

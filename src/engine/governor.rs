@@ -4,8 +4,8 @@
 //! in time keeps more. The governor turns reports into one number, the *effort*, which a
 //! proportional-integral controller moves so that the temperature settles at the target (45 °C by
 //! default), and spends less effort in a fixed order: shorter drafts, fewer threads, pauses between
-//! tokens, a smaller model, none at all. Between two settings it alternates from token to token, in
-//! proportion: there is no step for the temperature to swing around.
+//! tokens, a smaller model, none at all. Between more threads and fewer it alternates from token to token,
+//! in proportion: there is no step for the temperature to swing around.
 //!
 //! Only arithmetic over reports and a clock that the caller passes in, so that ten minutes of heat are
 //! a test of milliseconds.
@@ -134,8 +134,8 @@ pub struct Governor {
     /// The last report.
     last: Option<Report>,
     paused: bool,
-    /// What rounding each measure to one of two settings still owes.
-    owed: [f32; 2],
+    /// What rounding the threads to all or half of them still owes.
+    owed: f32,
 }
 
 impl Governor {
@@ -157,7 +157,7 @@ impl Governor {
             effort: 1.0,
             last: None,
             paused: false,
-            owed: [0.0; 2],
+            owed: 0.0,
         })
     }
 
@@ -224,22 +224,27 @@ impl Governor {
         Ok(())
     }
 
+    /// Whether anything may run at all.
+    ///
+    /// # Errors
+    /// [`Error::ThermalPause`], as [`Governor::step`].
+    pub fn check(&self) -> Result<()> {
+        if self.paused { Err(Error::ThermalPause { retry: self.retry() }) } else { Ok(()) }
+    }
+
     /// How the next token is to be made.
     ///
     /// # Errors
     /// [`Error::ThermalPause`] with a time after which another report and another try make sense.
     pub fn step(&mut self) -> Result<Step> {
-        if self.paused {
-            return Err(Error::ThermalPause { retry: self.retry() });
-        }
+        self.check()?;
         let (effort, mode) = (self.effort, self.mode);
         let drafts = ((effort - DRAFTS) / (1.0 - DRAFTS)).clamp(0.0, 1.0);
         let threads = ((effort - THREADS) / (DRAFTS - THREADS)).clamp(0.0, 1.0);
         let duty = (effort / DUTY).clamp(LEAST_DUTY, 1.0);
-        let (drafts, all_threads) = (self.alternate(0, drafts), self.alternate(1, threads));
         let heat = Step {
-            drafts: if drafts { 1.0 } else { 0.0 },
-            threads: if all_threads { 1.0 } else { 0.5 },
+            drafts,
+            threads: if self.alternate(threads) { 1.0 } else { 0.5 },
             duty,
             small_model: self.config.small_model && effort < SMALL_MODEL,
         };
@@ -273,10 +278,10 @@ impl Governor {
 
     /// Whether the better of two settings is taken this time, so that on average it is taken in a share
     /// of `share`.
-    fn alternate(&mut self, measure: usize, share: f32) -> bool {
-        let owed = self.owed[measure] + share;
+    fn alternate(&mut self, share: f32) -> bool {
+        let owed = self.owed + share;
         let take = owed >= 1.0 - 1e-6;
-        self.owed[measure] = if take { (owed - 1.0).max(0.0) } else { owed };
+        self.owed = if take { (owed - 1.0).max(0.0) } else { owed };
         take
     }
 

@@ -15,6 +15,8 @@ use crate::kv::snapshot::Identity;
 use crate::model::config::Config;
 use crate::model::forward::{Gate, Parts};
 use crate::model::weights::{Matrix, Weights};
+#[cfg(feature = "chat")]
+use crate::text::template::ChatTemplate;
 #[cfg(feature = "text")]
 use crate::text::{tokenizer::Tokenizer, vocabulary};
 use std::path::Path;
@@ -30,6 +32,8 @@ pub struct Model {
     weights: Weights,
     #[cfg(feature = "text")]
     tokenizer: Option<Tokenizer>,
+    #[cfg(feature = "chat")]
+    chat: OnceLock<ChatTemplate>,
     warming: OnceLock<Warming>,
 }
 
@@ -45,6 +49,9 @@ impl Model {
         let source = Source::open(path)?;
         if Gguf::recognises(source.bytes()) {
             return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
+        }
+        if Nybl::recognises(source.bytes()) {
+            return Self::from_nybl(runtime, &Nybl::open_path(path)?);
         }
         Self::open(runtime, source)
     }
@@ -63,10 +70,18 @@ impl Model {
             let reason = "is neither that of a packed .nybl file nor that of GGUF";
             return Err(Error::corrupt(file, "magic", reason));
         }
-        let packed = Nybl::open(source)?;
+        Self::from_nybl(runtime, &Nybl::open(source)?)
+    }
+
+    /// Maps the weights of a packed file, or of all shards of one.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_nybl(runtime: Arc<Runtime>, packed: &Nybl) -> Result<Arc<Self>> {
         let config = Config::read(packed.metadata())?;
-        let weights = Weights::from_nybl(&packed, &config, runtime.pool())?;
-        Self::of(runtime, file, "nybl".into(), packed.metadata().clone(), config, weights)
+        let weights = Weights::from_nybl(packed, &config, runtime.pool())?;
+        let (name, metadata) = (packed.name().to_owned(), packed.metadata().clone());
+        Self::of(runtime, name, "nybl".into(), metadata, config, weights)
     }
 
     /// Packs the weights of a checkpoint into memory.
@@ -97,6 +112,8 @@ impl Model {
             metadata: without_vocabulary(metadata),
             config,
             weights,
+            #[cfg(feature = "chat")]
+            chat: OnceLock::new(),
             warming: OnceLock::new(),
         }))
     }
@@ -208,6 +225,23 @@ impl Model {
         self.tokenizer.as_ref().ok_or_else(|| {
             Error::Unsupported(format!("{}: holds no tokenizer; work on token ids", self.file))
         })
+    }
+
+    /// The chat template, if the file has one; compiled when it is first asked for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when it has none or no tokenizer; as [`ChatTemplate::new`].
+    #[cfg(feature = "chat")]
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        if let Some(template) = self.chat.get() {
+            return Ok(template);
+        }
+        let Some(source) = self.metadata.text("tokenizer.chat_template")? else {
+            let reason = "holds no chat template: write the prompt in the model's own form";
+            return Err(Error::Unsupported(format!("{}: {reason}", self.file)));
+        };
+        let template = ChatTemplate::new(source, self.tokenizer()?)?;
+        Ok(self.chat.get_or_init(|| template))
     }
 
     /// What keys and values computed with this model in a sequence that may come to `context` tokens are

@@ -58,6 +58,8 @@ pub struct Session {
     chunk: usize,
     poisoned: bool,
     canceller: Canceller,
+    /// The share of the usual draft length that the governor last allowed.
+    drafts: f32,
 }
 
 impl Session {
@@ -114,6 +116,7 @@ impl Session {
             chunk,
             poisoned: false,
             canceller: Canceller::default(),
+            drafts: 1.0,
             model,
         })
     }
@@ -326,6 +329,7 @@ impl Session {
         let rows = [&self.tokens[self.table.len()..], drafts].concat();
         let model = Arc::clone(&self.model);
         let step = model.runtime().step()?;
+        self.drafts = step.drafts;
         let (start, door) = (Instant::now(), model.door(&self.canceller));
         let mut store = lock(&self.store);
         // As in `run_chunk`.
@@ -354,6 +358,11 @@ impl Session {
     /// How tokens are chosen, and from which random numbers.
     pub(super) fn sampler(&mut self) -> &mut Sampler {
         &mut self.sampler
+    }
+
+    /// The share of the usual draft length that the governor allows.
+    pub(super) fn governed_drafts(&self) -> f32 {
+        self.drafts
     }
 
     pub(super) fn damaged(&self) -> Error {
@@ -434,6 +443,7 @@ impl Session {
         let model = Arc::clone(&self.model);
         while self.table.len() < self.tokens.len() {
             let step = model.runtime().step()?;
+            self.drafts = step.drafts;
             let start = Instant::now();
             self.run_chunk(&model)?;
             self.fresh = self.table.len() == self.tokens.len();

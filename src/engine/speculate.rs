@@ -223,7 +223,8 @@ impl Source {
         let Self { drafter, controller, draft, .. } = self;
         draft.clear();
         let room = (session.context() - session.tokens().len()).saturating_sub(1);
-        let most = controller.ask().min(room);
+        let governed = (session.governed_drafts() * MOST_DRAFTS as f32).round() as usize;
+        let most = controller.ask().min(room).min(governed);
         if most == 0 {
             return Ok(());
         }

@@ -9,11 +9,13 @@ use super::status::{
 };
 use super::structs::{Sized32, read_config, set, slice};
 use crate::isa::Isa;
-use crate::kernel::abi::{MatmulArgs, QuantizeArgs};
+use crate::kernel::abi::{EpilogueArgs, MatmulArgs, QuantizeArgs};
+use crate::kernel::layout::MAX_PANEL;
 use crate::kernel::{Format, Layout, Op, Packed, Row, Run, select};
 use crate::quant::format::unpack_row;
 use crate::quant::pack::{Rows, pack_panel};
 use crate::quant::rtn;
+use crate::quant::shapes::Source;
 use half::{bf16, f16};
 use std::ffi::{c_char, c_void};
 
@@ -53,6 +55,19 @@ pub const NYBL_WEIGHTS_BF16: i32 = 2;
 /// nybl_weights.kind: n rows of k codes, a byte each (0 to 15 for four bits, 0 to 7, 0 to 3, int8 for Q8), with
 /// scales and offsets by row and group.
 pub const NYBL_WEIGHTS_CODES: i32 = 3;
+/// nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
+/// points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
+/// int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+/// columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
+pub const NYBL_WEIGHTS_GPTQ: i32 = 4;
+/// nybl_weights.kind: as NYBL_WEIGHTS_GPTQ, zero points as they are.
+pub const NYBL_WEIGHTS_GPTQ_V2: i32 = 5;
+/// nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
+/// int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+pub const NYBL_WEIGHTS_AWQ: i32 = 6;
+/// nybl_weights.kind: `values` are the bytes of GGUF blocks, row after row, group 32: Q4_0 for Q4, Q4_1 for Q4M,
+/// Q8_0 for Q8.
+pub const NYBL_WEIGHTS_GGUF: i32 = 7;
 
 /// A CPU feature: fixed-width vectors of the target's baseline.
 pub const NYBL_CPU_PORTABLE: u32 = 1;
@@ -68,6 +83,8 @@ pub const NYBL_CPU_DOTPROD: u32 = 16;
 pub const NYBL_CPU_I8MM: u32 = 32;
 /// A CPU feature: scalable vectors.
 pub const NYBL_CPU_SVE: u32 = 64;
+/// A CPU feature: AVX-VNNI, dots of four bytes on 256 bits.
+pub const NYBL_CPU_AVXVNNI: u32 = 128;
 
 /// Format and shape of a matrix W[n, k]: n outputs, k inputs.
 #[repr(C)]
@@ -97,18 +114,18 @@ pub struct nybl_weights {
     pub struct_size: u32,
     /// One of NYBL_WEIGHTS_*.
     pub kind: i32,
-    /// n * k values of that kind.
+    /// n * k values of that kind, or what the kind says.
     pub values: *const c_void,
-    /// Number of values.
+    /// Number of values: floats, codes, int32 words or, for GGUF, bytes.
     pub values_count: usize,
-    /// For codes: one f16 for each row and group, ceil(k / group) of them a row.
+    /// For codes: one f16 for each row and group, ceil(k / group) of them a row. GPTQ and AWQ: by group and row.
     pub scales: *const u16,
     /// Number of scales.
     pub scales_count: usize,
     /// For codes of Q4Z, Q3Z and Q2Z one int16 zero point, of Q4M, Q3M and Q2M one f16 minimum, for each row
-    /// and group; else NULL.
-    pub offsets: *const u16,
-    /// Number of offsets.
+    /// and group; for GPTQ and AWQ the int32 words of qzeros; else NULL.
+    pub offsets: *const c_void,
+    /// Number of offsets, or of words.
     pub offsets_count: usize,
 }
 
@@ -139,8 +156,16 @@ pub struct nybl_matmul_args {
     pub n1: usize,
     /// m rows of outputs; output i of a row is at index i whatever n0 is.
     pub y: *mut f32,
-    /// Floats from one row of y to the next, at least n.
+    /// Elements from one row of outputs to the next, at least n.
     pub y_stride: usize,
+    /// n floats that are added to every row, or NULL.
+    pub bias: *const f32,
+    /// The least and the largest output after the bias; both 0 for no bounds.
+    pub clamp_low: f32,
+    /// See clamp_low.
+    pub clamp_high: f32,
+    /// Where outputs go as halves (f16 bits), laid out like y, which is then not used; or NULL.
+    pub y_f16: *mut u16,
 }
 
 // SAFETY: `repr(C)`, starts with a u32, and integers and pointers may be zero.
@@ -240,6 +265,31 @@ pub unsafe extern "C" fn nybl_pack_size(
     })
 }
 
+/// The weights, if they are in the layout of another project.
+///
+/// # Safety
+/// The arrays of `w` are as long as it says.
+unsafe fn source<'a>(w: &nybl_weights) -> Result<Option<Source<'a>>, Failure> {
+    // SAFETY: the caller vouches for the arrays.
+    unsafe {
+        if w.kind == NYBL_WEIGHTS_GGUF {
+            let blocks = slice("weights->values", w.values.cast::<u8>(), w.values_count)?;
+            return Ok(Some(Source::Gguf(blocks)));
+        }
+        if !(NYBL_WEIGHTS_GPTQ..=NYBL_WEIGHTS_AWQ).contains(&w.kind) {
+            return Ok(None);
+        }
+        let qweight = slice("weights->values", w.values.cast::<u32>(), w.values_count)?;
+        let qzeros = slice("weights->offsets", w.offsets.cast::<u32>(), w.offsets_count)?;
+        let scales = slice("weights->scales", w.scales.cast::<f16>(), w.scales_count)?;
+        let less_one = w.kind == NYBL_WEIGHTS_GPTQ;
+        Ok(Some(match w.kind {
+            NYBL_WEIGHTS_AWQ => Source::Awq { qweight, qzeros, scales },
+            _ => Source::Gptq { qweight, qzeros, scales, less_one },
+        }))
+    }
+}
+
 /// Packs a matrix into `packed`, which has room for nybl_pack_size() bytes. The result is the same for
 /// every CPU: it may be kept in a file and mapped.
 ///
@@ -262,12 +312,19 @@ pub unsafe extern "C" fn nybl_pack(
             }
             let w = read_config(weights)?;
             let packed = buffer("packed", packed, packed_len, layout.bytes())?;
+            if let Some(source) = source(&w)? {
+                source.check(&layout)?;
+                for (index, panel) in packed.chunks_exact_mut(layout.panel_bytes()).enumerate() {
+                    source.pack_panel(&layout, index, panel)?;
+                }
+                return Ok(());
+            }
             let (n, k, groups) = (layout.n(), layout.k(), layout.groups());
             if w.values_count != n * k {
                 return Err(invalid(format!("{} weights for {n} x {k}", w.values_count)));
             }
             let scales = slice("weights->scales", w.scales.cast::<f16>(), w.scales_count)?;
-            let offsets = slice("weights->offsets", w.offsets, w.offsets_count)?;
+            let offsets = slice("weights->offsets", w.offsets.cast::<u16>(), w.offsets_count)?;
             let is_codes = w.kind == NYBL_WEIGHTS_CODES;
             if is_codes && scales.len() != n * groups {
                 return Err(invalid(format!("{} scales for {n} x {groups}", scales.len())));
@@ -458,48 +515,128 @@ pub unsafe extern "C" fn nybl_matmul(
                     format!("outputs {} to {} of {n}: multiples of {panel}, or n", a.n0, a.n1);
                 return Err(invalid(text));
             }
-            if a.y.is_null() || !a.y.is_aligned() || a.y_stride < n {
+            let to_halves = !a.y_f16.is_null();
+            let y = if to_halves { a.y_f16.cast::<c_void>() } else { a.y.cast() };
+            let is_aligned = if to_halves { a.y_f16.is_aligned() } else { a.y.is_aligned() };
+            if y.is_null() || !is_aligned || a.y_stride < n {
                 return Err(invalid("args->y is NULL or misaligned, or y_stride is less than n"));
+            }
+            if !a.bias.is_aligned() {
+                return Err(invalid("args->bias is not aligned to 4 bytes"));
+            }
+            let clamped = a.clamp_low != 0.0 || a.clamp_high != 0.0;
+            if a.clamp_low > a.clamp_high || a.clamp_low.is_nan() || a.clamp_high.is_nan() {
+                let text = format!("clamp from {} to {}: no such range", a.clamp_low, a.clamp_high);
+                return Err(invalid(text));
             }
             if m == 0 || a.n0 == a.n1 {
                 return Ok(());
             }
             let quantised = layout.format().is_quantised();
             let first = a.n0 / panel;
-            run_row(
-                row(&layout, a.features)?,
-                &MatmulArgs {
-                    w: weights.bytes().as_ptr().add(first * layout.panel_bytes()),
-                    panel_bytes: layout.panel_bytes(),
-                    panels: (a.n1 - a.n0).div_ceil(panel),
-                    groups: layout.groups(),
-                    group: layout.group(),
-                    offset: layout.format().offset() as u32,
-                    x: x.as_ptr(),
-                    x_stride: if quantised { layout.padded_k() } else { layout.k() },
-                    x_scales: x.as_ptr().add(place.scales).cast(),
-                    x_sums: x.as_ptr().add(place.sums).cast(),
-                    m,
-                    y: a.y.add(a.n0),
-                    y_stride: a.y_stride,
-                    n: a.n1 - a.n0,
-                },
-            );
+            let matmul = MatmulArgs {
+                w: weights.bytes().as_ptr().add(first * layout.panel_bytes()),
+                panel_bytes: layout.panel_bytes(),
+                panels: (a.n1 - a.n0).div_ceil(panel),
+                groups: layout.groups(),
+                group: layout.group(),
+                offset: layout.format().offset() as u32,
+                x: x.as_ptr(),
+                x_stride: if quantised { layout.padded_k() } else { layout.k() },
+                x_scales: x.as_ptr().add(place.scales).cast(),
+                x_sums: x.as_ptr().add(place.sums).cast(),
+                m,
+                y: if to_halves { std::ptr::null_mut() } else { a.y.add(a.n0) },
+                y_stride: a.y_stride,
+                n: a.n1 - a.n0,
+            };
+            let epilogue = EpilogueArgs {
+                y: matmul.y,
+                y_stride: a.y_stride,
+                m,
+                n: matmul.n,
+                bias: if a.bias.is_null() { a.bias } else { a.bias.add(a.n0) },
+                low: if clamped { a.clamp_low } else { f32::NEG_INFINITY },
+                high: if clamped { a.clamp_high } else { f32::INFINITY },
+                halves: if to_halves { a.y_f16.add(a.n0) } else { std::ptr::null_mut() },
+                halves_stride: a.y_stride,
+            };
+            let have = features(a.features)?;
+            let Run::Matmul(run) = select(Op::Matmul(layout.format()), have).run else {
+                unreachable!("a row runs its own operation")
+            };
+            let Run::Epilogue(last) = select(Op::Epilogue, have).run else {
+                unreachable!("a row runs its own operation")
+            };
+            if to_halves {
+                by_panels(run, last, &matmul, &epilogue, panel);
+                return Ok(());
+            }
+            run(&raw const matmul);
+            if clamped || !a.bias.is_null() {
+                last(&raw const epilogue);
+            }
             Ok(())
         }
     })
 }
 
-fn row(layout: &Layout, asked: u32) -> Result<&'static Row, Failure> {
-    Ok(select(Op::Matmul(layout.format()), features(asked)?))
+/// Multiplies panel by panel into a buffer on the stack, because the halves leave no room for the floats
+/// that they are rounded from.
+///
+/// # Safety
+/// The blocks keep their promises, and the CPU has what the rows need.
+unsafe fn by_panels(
+    run: unsafe extern "C" fn(*const MatmulArgs),
+    last: unsafe extern "C" fn(*const EpilogueArgs),
+    matmul: &MatmulArgs,
+    epilogue: &EpilogueArgs,
+    panel_rows: usize,
+) {
+    const ROWS: usize = 32;
+    let mut y = [0.0_f32; ROWS * MAX_PANEL];
+    for panel in 0..matmul.panels {
+        let first = panel * panel_rows;
+        let n = panel_rows.min(matmul.n - first);
+        for row in (0..matmul.m).step_by(ROWS) {
+            let m = ROWS.min(matmul.m - row);
+            let args = MatmulArgs {
+                w: matmul.w.wrapping_add(panel * matmul.panel_bytes),
+                panels: 1,
+                // Elements of x are bytes where it is quantised, else floats.
+                x: matmul
+                    .x
+                    .wrapping_add(row * matmul.x_stride * if matmul.group == 1 { 4 } else { 1 }),
+                x_scales: matmul.x_scales.wrapping_add(row * matmul.groups),
+                x_sums: matmul.x_sums.wrapping_add(row * matmul.groups),
+                m,
+                y: y.as_mut_ptr(),
+                y_stride: n,
+                n,
+                ..*matmul
+            };
+            let at = row * epilogue.halves_stride + first;
+            let bias = epilogue.bias;
+            let epilogue = EpilogueArgs {
+                y: y.as_mut_ptr(),
+                y_stride: n,
+                m,
+                n,
+                bias: if bias.is_null() { bias } else { bias.wrapping_add(first) },
+                halves: epilogue.halves.wrapping_add(at),
+                ..*epilogue
+            };
+            // SAFETY: part of the caller's blocks; the buffer has room for `ROWS` rows of a panel.
+            unsafe {
+                run(&raw const args);
+                last(&raw const epilogue);
+            }
+        }
+    }
 }
 
-/// # Safety
-/// The block keeps its promises, and the CPU has what the row needs.
-unsafe fn run_row(row: &Row, args: &MatmulArgs) {
-    let Run::Matmul(run) = row.run else { unreachable!("a row runs its own operation") };
-    // SAFETY: the caller's promise.
-    unsafe { run(args) };
+fn row(layout: &Layout, asked: u32) -> Result<&'static Row, Failure> {
+    Ok(select(Op::Matmul(layout.format()), features(asked)?))
 }
 
 /// The features of this CPU that kernels use, a sum of NYBL_CPU_*.
@@ -558,6 +695,7 @@ mod tests {
         let features = [
             NYBL_CPU_PORTABLE,
             NYBL_CPU_AVX2,
+            NYBL_CPU_AVXVNNI,
             NYBL_CPU_AVX512,
             NYBL_CPU_NEON,
             NYBL_CPU_DOTPROD,

@@ -16,6 +16,8 @@ mod kernels;
 
 mod spec;
 
+mod drafter;
+
 #[cfg(feature = "text")]
 mod runtime;
 
@@ -23,7 +25,19 @@ mod runtime;
 mod model;
 
 #[cfg(feature = "text")]
+mod load;
+
+#[cfg(feature = "chat")]
+mod chat;
+
+#[cfg(feature = "text")]
 mod session;
+
+#[cfg(feature = "text")]
+mod speculate;
+
+#[cfg(feature = "text")]
+mod govern;
 
 mod api;
 
@@ -31,9 +45,13 @@ mod api;
 mod java;
 
 pub use api::*;
+pub use drafter::*;
 pub use kernels::*;
 pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {model::*, runtime::*, session::*};
+pub use {govern::*, load::*, model::*, runtime::*, session::*, speculate::*};
+
+#[cfg(feature = "chat")]
+pub use chat::*;

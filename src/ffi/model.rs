@@ -207,7 +207,7 @@ pub unsafe extern "C" fn nybl_detokenize(
 ///
 /// # Safety
 /// `to` has room for `capacity` elements or is NULL; `length` is writable.
-unsafe fn copy_out<T: Copy>(
+pub(super) unsafe fn copy_out<T: Copy>(
     name: &str,
     from: &[T],
     to: *mut T,

@@ -5,7 +5,9 @@
 use super::model::nybl_model;
 use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, set, slice, write_result};
+use crate::engine::pass::Canceller;
 use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::speculate::Speculator;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
@@ -24,10 +26,12 @@ pub struct nybl_session {
 struct Shared {
     state: Mutex<State>,
     destroyed: AtomicBool,
+    /// Beside the state, for a thread that does not wait for it.
+    canceller: Canceller,
 }
 
-struct State {
-    session: Session,
+pub(super) struct State {
+    pub(super) session: Speculator,
     /// Made when the first token is generated after tokens that came from the caller.
     stream: Option<Detokenizer>,
     text: String,
@@ -124,8 +128,11 @@ pub unsafe extern "C" fn nybl_session_create(
                 ..SessionConfig::default()
             };
             let session = Session::new(Arc::clone(model), &config)?;
+            let canceller = session.canceller();
+            let session = Speculator::plain(session);
             let state = State { session, stream: None, text: String::new() };
-            let shared = Shared { state: Mutex::new(state), destroyed: AtomicBool::new(false) };
+            let (state, destroyed) = (Mutex::new(state), AtomicBool::new(false));
+            let shared = Shared { state, destroyed, canceller };
             let session = nybl_session { shared: Arc::new(shared) };
             set("out", out, Box::into_raw(Box::new(session)))
         }
@@ -149,7 +156,7 @@ pub unsafe extern "C" fn nybl_session_destroy(session: *mut nybl_session) {
 }
 
 /// A session's state while a call has it, with the runtime's memory entered.
-struct Locked<'a> {
+pub(super) struct Locked<'a> {
     state: MutexGuard<'a, State>,
     _memory: Entered,
 }
@@ -188,7 +195,7 @@ impl Shared {
 ///
 /// # Safety
 /// `session` is NULL or a live handle.
-unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
+pub(super) unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
     // SAFETY: the caller vouches for the handle.
     unsafe { handle("session", session) }?.shared.lock()
 }
@@ -298,6 +305,21 @@ pub unsafe extern "C" fn nybl_session_generate(
                 return Ok(());
             }
         }
+    })
+}
+
+/// Cancels, from any thread and from callbacks too: the call in progress on the session, or when there is none
+/// the next one, ends with NYBL_ERR_CANCELLED within a step of a layer and has then changed nothing. The call after
+/// it goes on as if nothing had been.
+///
+/// # Safety
+/// `session` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_cancel(session: *const nybl_session) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        unsafe { handle("session", session) }?.shared.canceller.cancel();
+        Ok(())
     })
 }
 

@@ -18,3 +18,4 @@ pub mod tensor;
 mod unfuse;
 #[cfg(feature = "huggingface")]
 mod words;
+mod writer;

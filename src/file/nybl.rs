@@ -4,31 +4,34 @@
 //! mapping, aligned and complete, so nothing is copied, converted or touched before it is needed.
 #![forbid(unsafe_code)]
 
+use super::checkpoint::parts;
 use super::metadata::Metadata;
 use super::reader::{Reader, size};
 use super::source::Source;
 use super::tensor::Order;
+pub use super::writer::{Target, Writer};
 use crate::error::{Error, Result};
 use crate::kernel::layout::{Format, Layout, MAX_DIMENSION};
-use std::fs::File;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use xxhash_rust::xxh64::{Xxh64, xxh64};
 
 /// First bytes of a packed file. The high bit and the line ends betray transfers that mangle bytes.
-const MAGIC: [u8; 8] = *b"\x89NYBL\r\n\x1a";
+pub(super) const MAGIC: [u8; 8] = *b"\x89NYBL\r\n\x1a";
 
 /// The version this build writes and the newest it reads.
 pub const VERSION: u32 = 1;
 
 /// Reads as another number on a machine of the other byte order.
-const ENDIAN: u32 = 0x0102_0304;
+pub(super) const ENDIAN: u32 = 0x0102_0304;
 
-const HEAD_BYTES: usize = 64;
+pub(super) const HEAD_BYTES: usize = 64;
 
 /// Where the head's own checksum lies.
-const CHECKSUM: Range<usize> = 32..40;
+pub(super) const CHECKSUM: Range<usize> = 32..40;
+
+/// Where the number lies that all shards of a model share; zero in a file that is whole.
+pub(super) const SET: Range<usize> = 48..56;
 
 /// Matrices start at multiples of this: the largest page of any phone.
 const PAGE: usize = 16 * 1024;
@@ -37,10 +40,10 @@ const PAGE: usize = 16 * 1024;
 const LINE: usize = 64;
 
 /// Directory code of a vector of f32.
-const VECTOR: u8 = 255;
+pub(super) const VECTOR: u8 = 255;
 
 /// Directory code of an order of columns.
-const ORDER: u8 = 254;
+pub(super) const ORDER: u8 = 254;
 
 /// What a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,7 @@ impl Kind {
         }
     }
 
-    fn alignment(&self) -> usize {
+    pub(super) fn alignment(&self) -> usize {
         match self {
             Self::Vector(_) | Self::Order(_) => LINE,
             Self::Matrix(_) => PAGE,
@@ -93,12 +96,14 @@ pub struct Tensor {
     pub kind: Kind,
     /// Where its bytes lie.
     pub range: Range<usize>,
+    /// In which of the files.
+    file: usize,
     checksum: u64,
 }
 
-/// An opened packed file.
+/// An opened packed file, or all shards of one.
 pub struct Nybl {
-    source: Source,
+    files: Vec<Source>,
     metadata: Metadata,
     tensors: Vec<Tensor>,
 }
@@ -110,11 +115,65 @@ impl Nybl {
         bytes.starts_with(&MAGIC)
     }
 
-    /// Reads the head: metadata and directory, verified by their checksum.
+    /// Opens the file at `path`, with all others when it is named like one of several shards.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] naming the field, [`Error::Unsupported`] for a newer version.
+    /// As [`Nybl::open_all`], and [`Error::Io`].
+    pub fn open_path(path: &Path) -> Result<Self> {
+        let sources: Result<_> = parts(path)?.iter().map(|path| Source::open(path)).collect();
+        Self::open_all(sources?)
+    }
+
+    /// Opens a file that holds a whole model.
+    ///
+    /// # Errors
+    /// As [`Nybl::open_all`].
     pub fn open(source: Source) -> Result<Self> {
+        Self::open_all(vec![source])
+    }
+
+    /// Opens all shards of a model, in order.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] naming file and field, [`Error::Unsupported`] for a newer version.
+    pub fn open_all(sources: Vec<Source>) -> Result<Self> {
+        let count = sources.len() as u64;
+        let mut whole: Option<(Self, u64)> = None;
+        for (index, source) in sources.into_iter().enumerate() {
+            let (mut shard, set) = Self::open_one(source, index)?;
+            let limit = u64::from(u16::MAX);
+            let number = shard.metadata.integer("split.no", limit)?.unwrap_or(0);
+            let of = shard.metadata.integer("split.count", limit)?.unwrap_or(1);
+            if (number, of) != (index as u64, count) {
+                let reason = format!("is shard {} of {of}; all are needed, in order", number + 1);
+                return Err(shard.metadata.error("split.no", reason));
+            }
+            match &mut whole {
+                None => whole = Some((shard, set)),
+                Some((_, first)) if *first != set => {
+                    let reason = "is not that of the first shard: they are of two conversions";
+                    return Err(shard.metadata.error("set of shards", reason));
+                }
+                Some((whole, _)) => {
+                    whole.tensors.append(&mut shard.tensors);
+                    whole.files.append(&mut shard.files);
+                }
+            }
+        }
+        let Some((mut whole, _)) = whole else {
+            return Err(Error::InvalidArgument("a model without files".into()));
+        };
+        whole.metadata.remove_prefix("split.");
+        whole.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(twice) = whole.tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let reason = "is the name of two tensors";
+            return Err(Error::corrupt(whole.name(), &twice[0].name, reason));
+        }
+        Ok(whole)
+    }
+
+    /// Reads the head: metadata and directory, verified by their checksum, and the number of its set.
+    fn open_one(source: Source, file: usize) -> Result<(Self, u64)> {
         let bytes = source.bytes();
         let mut reader = Reader::new(source.name(), bytes);
         if reader.take("magic", 8)? != MAGIC {
@@ -135,7 +194,8 @@ impl Nybl {
         let checksum = reader.u64("head checksum")?;
         let pairs = reader.u32("metadata count")?;
         let tensor_count = reader.u32("tensor count")?;
-        reader.take("reserved", HEAD_BYTES - 48)?;
+        let set = reader.u64("set of shards")?;
+        reader.take("reserved", HEAD_BYTES - SET.end)?;
         if length != bytes.len() as u64 {
             let reason = format!("says {length}, but the file has {} bytes", bytes.len());
             return Err(reader.error("file length", reason));
@@ -152,19 +212,31 @@ impl Nybl {
         let metadata = Metadata::read(source.name(), &mut reader, u64::from(pairs))?;
         let mut tensors = Vec::new();
         for index in 0..tensor_count {
-            tensors.push(read_tensor(&mut reader, index, head_length, length)?);
+            let mut tensor = read_tensor(&mut reader, index, head_length, length)?;
+            tensor.file = file;
+            tensors.push(tensor);
         }
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some(twice) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(reader.error(&twice[0].name, "is the name of two tensors"));
-        }
-        Ok(Self { source, metadata, tensors })
+        Ok((Self { files: vec![source], metadata, tensors }, set))
     }
 
-    /// The mapping that the ranges of the tensors are of.
+    /// The name of the first file, for messages.
     #[must_use]
-    pub fn source(&self) -> &Source {
-        &self.source
+    pub fn name(&self) -> &str {
+        self.files.first().map_or("", Source::name)
+    }
+    /// All files.
+    #[must_use]
+    pub fn files(&self) -> &[Source] {
+        &self.files
+    }
+    /// The file that the range of a tensor is of.
+    #[must_use]
+    pub fn file_of(&self, tensor: &Tensor) -> &Source {
+        &self.files[tensor.file]
+    }
+    /// The bytes of a tensor.
+    fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        &self.file_of(tensor).bytes()[tensor.range.clone()]
     }
     /// All metadata.
     #[must_use]
@@ -191,10 +263,10 @@ impl Nybl {
     pub fn vector(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         match tensor.kind {
             Kind::Vector(_) => {
-                let bytes = &self.source.bytes()[tensor.range.clone()];
+                let bytes = self.bytes(tensor);
                 Ok(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
             }
-            _ => Err(Error::corrupt(self.source.name(), &tensor.name, "is not a vector")),
+            _ => Err(Error::corrupt(self.file_of(tensor).name(), &tensor.name, "is not a vector")),
         }
     }
 
@@ -204,11 +276,11 @@ impl Nybl {
     /// [`Error::Corrupt`] when it is none for a matrix of `k` columns.
     pub fn order(&self, name: &str, k: usize) -> Result<Option<Order>> {
         let Some(tensor) = self.tensor(&order_name(name)) else { return Ok(None) };
-        let bytes = &self.source.bytes()[tensor.range.clone()];
+        let bytes = self.bytes(tensor);
         let order: Order = bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         if tensor.kind != Kind::Order(k) || order.iter().any(|column| *column as usize >= k) {
             let reason = format!("is not an order of {k} columns");
-            return Err(Error::corrupt(self.source.name(), &tensor.name, reason));
+            return Err(Error::corrupt(self.file_of(tensor).name(), &tensor.name, reason));
         }
         Ok(Some(order))
     }
@@ -219,9 +291,9 @@ impl Nybl {
     /// [`Error::Corrupt`] naming the first tensor that differs.
     pub fn verify(&self) -> Result<()> {
         for tensor in &self.tensors {
-            if xxh64(&self.source.bytes()[tensor.range.clone()], 0) != tensor.checksum {
+            if xxh64(self.bytes(tensor), 0) != tensor.checksum {
                 let reason = "does not match its checksum: the file is damaged";
-                return Err(Error::corrupt(self.source.name(), &tensor.name, reason));
+                return Err(Error::corrupt(self.file_of(tensor).name(), &tensor.name, reason));
             }
         }
         Ok(())
@@ -235,7 +307,7 @@ pub fn order_name(name: &str) -> String {
 }
 
 /// The checksum of a head: all of it but the field that holds the checksum.
-fn head_checksum(head: &[u8]) -> u64 {
+pub(super) fn head_checksum(head: &[u8]) -> u64 {
     let mut hash = Xxh64::new(0);
     hash.update(&head[..CHECKSUM.start]);
     hash.update(&head[CHECKSUM.end..]);
@@ -276,176 +348,13 @@ fn read_tensor(
     match end {
         Some(end) if aligned && offset >= head_length && bytes == kind.bytes() as u64 => {
             let range = size(offset)..size(end);
-            Ok(Tensor { name: name.to_owned(), kind, range, checksum })
+            Ok(Tensor { name: name.to_owned(), kind, range, file: 0, checksum })
         }
         _ => {
             let reason = format!(
                 "lies at byte {offset} with {bytes} bytes, which its shape, its alignment or the file length contradict"
             );
             Err(reader.error(name, reason))
-        }
-    }
-}
-
-/// A count as the head holds it.
-fn count(number: usize) -> Result<u32> {
-    u32::try_from(number)
-        .map_err(|_| Error::InvalidArgument(format!("{number} does not fit the head of a file")))
-}
-
-/// Writes a packed file under a temporary name and renames it when it is complete: whatever happens,
-/// the old file or the new one is there, never half of one.
-pub struct Writer {
-    path: PathBuf,
-    temporary: PathBuf,
-    out: BufWriter<File>,
-    metadata: Vec<u8>,
-    pairs: u32,
-    tensors: Vec<Tensor>,
-    next: usize,
-    at: usize,
-    hash: Xxh64,
-    done: bool,
-}
-
-impl Writer {
-    /// Starts a file that will hold `metadata` and the tensors `plan`, in that order.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the file cannot be created.
-    pub fn create(path: &Path, metadata: &Metadata, plan: &[(String, Kind)]) -> Result<Self> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.partial", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let name = path.display().to_string();
-        let file = File::create(&temporary).map_err(|reason| Error::io(&name, &reason))?;
-        let mut bytes = Vec::new();
-        metadata.write(&mut bytes);
-        let entries: usize = plan.iter().map(|(name, _)| 8 + name.len() + 48).sum();
-        let mut end = HEAD_BYTES + bytes.len() + entries;
-        let tensors: Vec<_> = plan
-            .iter()
-            .map(|(name, kind)| {
-                let start = end.next_multiple_of(kind.alignment());
-                end = start + kind.bytes();
-                Tensor { name: name.clone(), kind: *kind, range: start..end, checksum: 0 }
-            })
-            .collect();
-        let mut writer = Self {
-            path: path.into(),
-            temporary,
-            out: BufWriter::new(file),
-            metadata: bytes,
-            pairs: count(metadata.len())?,
-            tensors,
-            next: 0,
-            at: 0,
-            hash: Xxh64::new(0),
-            done: false,
-        };
-        writer.begin_tensor()?;
-        Ok(writer)
-    }
-
-    fn io<T>(&self, outcome: std::io::Result<T>) -> Result<T> {
-        outcome.map_err(|reason| Error::io(self.path.display().to_string(), &reason))
-    }
-
-    /// Moves on to where the next tensor starts.
-    fn begin_tensor(&mut self) -> Result<()> {
-        if let Some(tensor) = self.tensors.get(self.next) {
-            self.at = tensor.range.start;
-            let moved = self.out.seek(SeekFrom::Start(self.at as u64));
-            self.io(moved)?;
-            self.hash = Xxh64::new(0);
-        }
-        Ok(())
-    }
-
-    /// Appends bytes to the current tensor; the next one follows when it is complete.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the disk is full or fails; [`Error::InvalidArgument`] when the bytes are more
-    /// than were planned.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let end = self.tensors.get(self.next).map_or(0, |tensor| tensor.range.end);
-        if self.at + bytes.len() > end {
-            return Err(Error::InvalidArgument(
-                "more bytes than the tensor was planned for".into(),
-            ));
-        }
-        let written = self.out.write_all(bytes);
-        self.io(written)?;
-        self.hash.update(bytes);
-        self.at += bytes.len();
-        if self.at == end {
-            self.tensors[self.next].checksum = self.hash.digest();
-            self.next += 1;
-            self.begin_tensor()?;
-        }
-        Ok(())
-    }
-
-    /// Writes the head and gives the file its name.
-    ///
-    /// # Errors
-    /// [`Error::Io`]; [`Error::InvalidArgument`] when a planned tensor is missing.
-    pub fn finish(mut self) -> Result<()> {
-        if self.next != self.tensors.len() {
-            return Err(Error::InvalidArgument("a planned tensor was not written".into()));
-        }
-        let mut head = std::mem::take(&mut self.metadata);
-        for tensor in &self.tensors {
-            let (code, group, n, k) = match tensor.kind {
-                Kind::Vector(len) => (VECTOR, 1, 1, len),
-                Kind::Order(len) => (ORDER, 1, 1, len),
-                Kind::Matrix(layout) => {
-                    (layout.format() as u8, layout.group(), layout.n(), layout.k())
-                }
-            };
-            head.extend((tensor.name.len() as u64).to_le_bytes());
-            head.extend(tensor.name.as_bytes());
-            head.extend([code, 0, 0, 0]);
-            head.extend(count(group)?.to_le_bytes());
-            for number in [n, k, tensor.range.start, tensor.range.len()] {
-                head.extend((number as u64).to_le_bytes());
-            }
-            head.extend(tensor.checksum.to_le_bytes());
-        }
-        let head_end = HEAD_BYTES + head.len();
-        let length = self.tensors.last().map_or(head_end, |tensor| tensor.range.end);
-        let mut start = Vec::with_capacity(head_end);
-        start.extend(MAGIC);
-        start.extend(VERSION.to_le_bytes());
-        start.extend(ENDIAN.to_le_bytes());
-        start.extend((length as u64).to_le_bytes());
-        start.extend((head_end as u64).to_le_bytes());
-        start.extend([0; 8]);
-        start.extend(self.pairs.to_le_bytes());
-        start.extend(count(self.tensors.len())?.to_le_bytes());
-        start.resize(HEAD_BYTES, 0);
-        start.extend(head);
-        let checksum = head_checksum(&start).to_le_bytes();
-        start[CHECKSUM].copy_from_slice(&checksum);
-        let written = self
-            .out
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| self.out.write_all(&start))
-            .and_then(|()| self.out.flush())
-            .and_then(|()| self.out.get_ref().set_len(length as u64))
-            .and_then(|()| self.out.get_ref().sync_all())
-            .and_then(|()| std::fs::rename(&self.temporary, &self.path));
-        self.io(written)?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        if !self.done {
-            // An unfinished file is of no use; if it cannot be removed, its name tells what it is.
-            let _ = std::fs::remove_file(&self.temporary);
         }
     }
 }

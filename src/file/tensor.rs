@@ -364,6 +364,15 @@ impl Tensor {
         pack_panel(layout, count, Rows::Codes { codes, scales, offsets }, panel)
     }
 
+    /// Gives the pages of the file back to the system, so that a long conversion does not hold them all.
+    pub fn release(&self) {
+        match &self.storage {
+            Storage::Blocks { source, range, .. } => source.release(range.clone()),
+            #[cfg(feature = "huggingface")]
+            Storage::Words(words) => words.release(),
+        };
+    }
+
     /// Where a row is stored.
     fn stored_row(&self, row: usize) -> usize {
         self.first + self.rows.of(row)

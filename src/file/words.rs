@@ -436,6 +436,11 @@ impl Words {
         self.bytes
     }
 
+    pub(super) fn release(&self) -> usize {
+        let stored = &self.codes.stored;
+        stored.source.release(stored.range.clone())
+    }
+
     pub(super) fn encoding(&self) -> String {
         let planar = if self.planar { ", planar" } else { "" };
         let order = if self.order.is_some() { ", act-order" } else { "" };

@@ -37,6 +37,30 @@ pub struct MatmulArgs {
     pub n: usize,
 }
 
+/// What may follow a matmul, in place: `y = clamp(y + bias)`, and then rounded to halves.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct EpilogueArgs {
+    /// `m` rows of `n` floats.
+    pub y: *mut f32,
+    /// Elements from one row of `y` to the next.
+    pub y_stride: usize,
+    /// Rows.
+    pub m: usize,
+    /// Floats in a row.
+    pub n: usize,
+    /// `n` floats that are added to every row, or null.
+    pub bias: *const f32,
+    /// What is below becomes this; minus infinity changes nothing.
+    pub low: f32,
+    /// What is above becomes this; infinity changes nothing.
+    pub high: f32,
+    /// Where the f16 bits go, `m` rows of `n`; null for none.
+    pub halves: *mut u16,
+    /// Elements from one row of `halves` to the next.
+    pub halves_stride: usize,
+}
+
 /// Quantises `m` rows of `k` floats to int8 with one scale and one sum a group.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -76,6 +76,33 @@ pub(super) fn opaque(mut x: int8x16_t) -> int8x16_t {
     x
 }
 
+/// The vectors themselves, with the compiler kept from making one later than another: it would put what a
+/// dot takes right before the dot, where a core that runs in order waits for it.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn together(mut x: [int8x16_t; 8]) -> [int8x16_t; 8] {
+    #[cfg(not(miri))]
+    {
+        let [a, b, c, d, e, f, g, h] = &mut x;
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!(
+                "/* {0:v} {1:v} {2:v} {3:v} {4:v} {5:v} {6:v} {7:v} */",
+                inout(vreg) * a,
+                inout(vreg) * b,
+                inout(vreg) * c,
+                inout(vreg) * d,
+                inout(vreg) * e,
+                inout(vreg) * f,
+                inout(vreg) * g,
+                inout(vreg) * h,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+    }
+    x
+}
+
 /// The dot of `N` bytes from `at_a` of `a` with as many from `at_b` of `b`.
 #[cfg(miri)]
 fn dot<const N: usize>(a: int8x16_t, at_a: usize, b: int8x16_t, at_b: usize) -> i32 {

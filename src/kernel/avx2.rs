@@ -1,15 +1,190 @@
 //! AVX2 rows: VPMADDUBSW in 16 bits, widened once every 32 values of `k`.
 //!
-//! A raw byte would saturate the 16-bit sums, so both nibbles are isolated here. Eight steps of four
-//! products stay below 2^15 for nibbles (8 * 2 * 15 * 127); for bytes the sign moves from the weight
-//! to the activation, which makes one pair at most 2 * 128 * 127.
+//! A raw byte would saturate the 16-bit sums, so fields are isolated here: both nibbles of few rows of
+//! activations on the way, everything else by [`super::x86`]. Eight steps of four products stay below
+//! 2^15 for nibbles (8 * 2 * 15 * 127); for bytes the sign moves from the weight to the activation, which
+//! makes one pair at most 2 * 128 * 127.
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
+use super::x86::{self, RowsOfX, Simd, Tile, TileFn, scale_in};
 use std::arch::x86_64::*;
 
-const HAS_ZERO: u8 = 1;
-const HAS_MINIMUM: u8 = 2;
+/// Vectors of 256 bits, with or without a dot of four bytes (AVX-VNNI).
+pub(super) struct Ymm<const VNNI: bool>;
+
+/// All bits in the lanes below `count`.
+#[inline(always)]
+unsafe fn first(count: usize) -> __m256i {
+    // SAFETY: the caller vouches for the CPU.
+    unsafe {
+        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes)
+    }
+}
+
+// Every function needs the features of the rows that call it.
+#[rustfmt::skip] // one operation a line or two
+impl<const VNNI: bool> Simd for Ymm<VNNI> {
+    const LANES: usize = 8;
+    type I = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    unsafe fn splat_byte(byte: u8) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_set1_epi8(byte.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(word: i32) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_set1_epi32(word) }
+    }
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_loadu_si256(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(at: *mut u8, x: __m256i) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_storeu_si256(at.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn right_words<const N: u32>(a: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn left_words<const N: u32>(a: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn right<const N: u32>(a: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_sra_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { 
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(acc, codes, x);
+            }
+            let pairs = _mm256_maddubs_epi16(codes, x);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+         }
+    }
+    #[inline(always)]
+    unsafe fn zeros(at: *const u8) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn less_zeros(dots: __m256i, zeros: __m256i, sum: i32) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_sub_epi32(dots, _mm256_madd_epi16(zeros, _mm256_set1_epi16(sum as i16))) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: __m256i) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn halves(at: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_floats(at: *const f32, count: usize) -> __m256 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_maskload_ps(at, first(count)) }
+    }
+    #[inline(always)]
+    unsafe fn store_floats(at: *mut f32, x: __m256, count: usize) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm256_maskstore_ps(at, first(count), x) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn walk<const R: usize, const FLIP: bool>(
+        dots: &mut [[__m256i; 2]; R],
+        codes: *const u8,
+        x: &[*const u8; R],
+        steps: usize,
+        ahead: *const u8,
+    ) {
+        // SAFETY: the caller vouches for the codes and the activations of `steps` steps.
+        unsafe {
+            if VNNI {
+                return x86::walk::<Self, R, FLIP>(dots, codes, x, steps, ahead);
+            }
+            let ones = _mm256_set1_epi16(1);
+            for start in (0..steps).step_by(8) {
+                let mut words = [[_mm256_setzero_si256(); 2]; R];
+                for step in start..steps.min(start + 8) {
+                    let at = codes.add(step * 128);
+                    let codes = [Self::load(at), Self::load(at.add(32))];
+                    Self::prefetch(ahead.wrapping_add(step * 64));
+                    for r in 0..R {
+                        let x = Self::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
+                        for v in 0..2 {
+                            let pairs = _mm256_maddubs_epi16(codes[v], x);
+                            words[r][v] = _mm256_add_epi16(words[r][v], pairs);
+                        }
+                    }
+                }
+                for r in 0..R {
+                    for v in 0..2 {
+                        let sums = _mm256_madd_epi16(words[r][v], ones);
+                        dots[r][v] = _mm256_add_epi32(dots[r][v], sums);
+                    }
+                }
+            }
+        }
+    }
+}
 
 /// Eight f32 from eight f16.
 #[inline]
@@ -27,99 +202,118 @@ unsafe fn broadcast(x: *const u8) -> __m256i {
     _mm256_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
 }
 
-/// One group's scale and offset for the eight rows of `quarter`, applied to their dots.
-#[inline]
+/// Four bits: `M` rows of activations against every panel. The two halves of a line (rows 0 to 7 and
+/// 16 to 23, rows 8 to 15 and 24 to 31) are walked one after the other: both would not fit sixteen
+/// registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn scale_in<const KIND: u8>(
-    acc: __m256,
-    mut dots: __m256i,
-    tables: *const u8,
-    quarter: usize,
-    x_scale: f32,
-    sum: i32,
-) -> __m256 {
-    // SAFETY: the caller vouches for the tables of this group.
-    unsafe {
-        let x_scale = _mm256_set1_ps(x_scale);
-        let offset = tables.wrapping_add(64 + quarter * 16);
-        match KIND {
-            HAS_ZERO => {
-                let zero = _mm256_cvtepi16_epi32(_mm_loadu_si128(offset.cast()));
-                dots = _mm256_sub_epi32(dots, _mm256_mullo_epi32(zero, _mm256_set1_epi32(sum)));
+unsafe fn few<const M: usize>(a: &MatmulArgs) {
+    for (panel, half) in (0..a.panels).flat_map(|panel| [(panel, 0), (panel, 1)]) {
+        let at = [half * 8, 16 + half * 8];
+        // SAFETY: every pointer stays inside the panel and the `M` activation rows, which the caller
+        // vouches for.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            let flip = _mm256_set1_epi8(-128);
+            let ones = _mm256_set1_epi16(1);
+            let mut w = a.w.add(panel * a.panel_bytes);
+            let mut acc = [[_mm256_setzero_ps(); 2]; M];
+            for g in 0..a.groups {
+                let x = RowsOfX::<M>::new(a, 0, g);
+                let mut dots = [[_mm256_setzero_si256(); 2]; M];
+                if a.offset == 0 {
+                    for r in 0..M {
+                        dots[r] = [_mm256_set1_epi32(x.sum(r) * -8); 2];
+                    }
+                }
+                for start in (0..a.group).step_by(32) {
+                    let mut words = [[_mm256_setzero_si256(); 2]; M];
+                    for k in (start..a.group.min(start + 32)).step_by(4) {
+                        let line = _mm256_loadu_si256(w.add(k * 16 + half * 32).cast());
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(k * 16 + 2048).cast());
+                        let line = _mm256_xor_si256(line, flip);
+                        let low = _mm256_and_si256(line, mask);
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(line), mask);
+                        for r in 0..M {
+                            let x = broadcast(x.x[r].add(k));
+                            for (v, codes) in [low, high].into_iter().enumerate() {
+                                let pairs = _mm256_maddubs_epi16(codes, x);
+                                words[r][v] = _mm256_add_epi16(words[r][v], pairs);
+                            }
+                        }
+                    }
+                    for r in 0..M {
+                        for v in 0..2 {
+                            let sums = _mm256_madd_epi16(words[r][v], ones);
+                            dots[r][v] = _mm256_add_epi32(dots[r][v], sums);
+                        }
+                    }
+                }
+                let tables = w.add(a.group * 16);
+                scale_in::<Ymm<false>, M, 2>(&mut acc, &dots, &x, a.offset, tables, PANEL, at);
+                w = w.add(a.panel_bytes / a.groups);
             }
-            HAS_MINIMUM => {}
-            _ => dots = _mm256_sub_epi32(dots, _mm256_set1_epi32(8 * sum)),
-        }
-        let factor = _mm256_mul_ps(halves(tables.add(quarter * 16)), x_scale);
-        let acc = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots), acc);
-        if KIND == HAS_MINIMUM {
-            let factor = _mm256_mul_ps(halves(offset), x_scale);
-            _mm256_fmadd_ps(factor, _mm256_set1_ps(sum as f32), acc)
-        } else {
-            acc
+            for r in 0..M {
+                for v in 0..2 {
+                    let output = panel * PANEL + at[v];
+                    let count = a.n.saturating_sub(output).min(8);
+                    let y = a.y.add(r * a.y_stride).wrapping_add(output);
+                    Ymm::<false>::store_floats(y, acc[r][v], count);
+                }
+            }
         }
     }
 }
 
-/// Four bits: `M` rows of activations against one panel. The two halves of a line (rows 0 to 7 and
-/// 16 to 23, rows 8 to 15 and 24 to 31) are walked one after the other: both would not fit sixteen
-/// registers.
-#[inline]
+/// Bytes of a decoded panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
+unsafe fn tile<const R: usize>(a: &MatmulArgs, t: &Tile, row: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { x86::tile::<Ymm<false>, R, false>(a, t, row) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn decode<const BITS: usize>(w: *const u8, steps: usize, out: *mut u8, apart: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { x86::decode::<Ymm<false>, BITS>(w, steps, out, apart) }
+}
+
+const TILES: &[TileFn] = &[tile::<1>, tile::<2>, tile::<3>, tile::<4>];
+
+/// Four bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe extern "C" fn matmul_q4(a: *const MatmulArgs) {
+    // SAFETY: the caller vouches for the block.
     unsafe {
-        let mask = _mm256_set1_epi8(15);
-        let flip = _mm256_set1_epi8(-128);
-        let ones = _mm256_set1_epi16(1);
-        let stride = a.panel_bytes / a.groups;
-        let mut acc = [[_mm256_setzero_ps(); 4]; M];
-        for g in 0..a.groups {
-            let codes = a.w.add(panel * a.panel_bytes + g * stride);
-            let tables = codes.add(a.group * 16);
-            for half in 0..2 {
-                let mut low = [_mm256_setzero_si256(); M];
-                let mut high = [_mm256_setzero_si256(); M];
-                for first in (0..a.group).step_by(32) {
-                    let mut low16 = [_mm256_setzero_si256(); M];
-                    let mut high16 = [_mm256_setzero_si256(); M];
-                    for k in (first..a.group.min(first + 32)).step_by(4) {
-                        let line = _mm256_loadu_si256(codes.add(k * 16 + half * 32).cast());
-                        let line = _mm256_xor_si256(line, flip);
-                        let lows = _mm256_and_si256(line, mask);
-                        let highs = _mm256_and_si256(_mm256_srli_epi16::<4>(line), mask);
-                        for r in 0..M {
-                            let x = a.x.add((first_row + r) * a.x_stride + g * a.group + k);
-                            let x = broadcast(x);
-                            low16[r] = _mm256_add_epi16(low16[r], _mm256_maddubs_epi16(lows, x));
-                            high16[r] = _mm256_add_epi16(high16[r], _mm256_maddubs_epi16(highs, x));
-                        }
-                    }
-                    for r in 0..M {
-                        low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(low16[r], ones));
-                        high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(high16[r], ones));
-                    }
-                }
-                for r in 0..M {
-                    let x_scale = *a.x_scales.add((first_row + r) * a.groups + g);
-                    let sum = *a.x_sums.add((first_row + r) * a.groups + g);
-                    for (quarter, dots) in [(half, low[r]), (2 + half, high[r])] {
-                        acc[r][quarter] =
-                            scale_in::<KIND>(acc[r][quarter], dots, tables, quarter, x_scale, sum);
-                    }
-                }
-            }
+        match (*a).m {
+            1 => few::<1>(&*a),
+            2 => few::<2>(&*a),
+            3 => few::<3>(&*a),
+            4 => few::<4>(&*a),
+            _ => x86::many(&*a, 4, decode::<4>, TILES, 16),
         }
-        finish(a, panel, first_row, acc);
     }
+}
+
+/// Three bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe extern "C" fn matmul_q3(a: *const MatmulArgs) {
+    // SAFETY: the caller vouches for the block.
+    unsafe { x86::many(&*a, 3, decode::<3>, TILES, 16) }
+}
+
+/// Two bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe extern "C" fn matmul_q2(a: *const MatmulArgs) {
+    // SAFETY: the caller vouches for the block.
+    unsafe { x86::many(&*a, 2, decode::<2>, TILES, 16) }
 }
 
 /// Signed bytes: `M` rows of activations against one panel.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: as in `q4_panel`.
+    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
+    // which the caller vouches for.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let stride = a.panel_bytes / a.groups;
@@ -160,7 +354,8 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
     panel: usize,
     first_row: usize,
 ) {
-    // SAFETY: as in `q4_panel`.
+    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
+    // which the caller vouches for.
     unsafe {
         let mut w = a.w.add(panel * a.panel_bytes);
         let mut acc = [[_mm256_setzero_ps(); 4]; M];
@@ -211,12 +406,6 @@ unsafe fn finish<const M: usize>(
 
 super::exact_m! {
     [#[target_feature(enable = "avx2,fma,f16c")]] 4;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
     /// Signed bytes.
     matmul_q8 = q8_panel[];
     /// f32 weights.

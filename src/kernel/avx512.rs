@@ -1,30 +1,154 @@
 //! AVX-512 VNNI rows: VPDPBUSD with the activations broadcast from memory.
 //!
-//! VPDPBUSD multiplies unsigned by signed bytes, so the weights are made unsigned by one XOR a line
-//! and what that adds is taken off again where the accumulators start, which costs nothing. The two
-//! rows of a nibble pair are had from the raw byte and the masked byte: `high = (raw - low) / 16`,
-//! exact, once a group. On x86 the scales' conversion (F16C) is exact as well.
+//! The products of codes are those of [`super::vnni`] and [`super::x86`] at sixteen lanes, so a line is one
+//! vector. The conversion of the scales (F16C) is exact.
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
 use std::arch::x86_64::*;
 
-/// How far ahead of the dots the weights are fetched: about the latency of memory at the pace of
-/// one row of activations.
+/// How far ahead of their use floats are fetched.
 const PREFETCH: usize = 2048;
 
-const HAS_ZERO: u8 = 1;
-const HAS_MINIMUM: u8 = 2;
+/// Vectors of 512 bits.
+struct Zmm;
 
-/// The two f32 halves of a table of 32 f16.
+/// The lanes below `count`.
+fn first(count: usize) -> u16 {
+    (0xffff_u32 >> (16 - count.min(16))) as u16
+}
+
+// Every function needs the features of this file's rows, which are all that call them.
+#[rustfmt::skip] // one operation a line or two
+impl x86::Simd for Zmm {
+    const LANES: usize = 16;
+    type I = __m512i;
+    type F = __m512;
+
+    #[inline(always)]
+    unsafe fn splat_byte(byte: u8) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_set1_epi8(byte.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(word: i32) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_set1_epi32(word) }
+    }
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_loadu_si512(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store(at: *mut u8, x: __m512i) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_storeu_si512(at.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn right_words<const N: u32>(a: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_srli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn left_words<const N: u32>(a: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_slli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn right<const N: u32>(a: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_srai_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn zeros(at: *const u8) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn less_zeros(dots: __m512i, zeros: __m512i, sum: i32) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_dpwssd_epi32(dots, zeros, _mm512_set1_epi16(-sum as i16)) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(a: __m512i) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_float(x: f32) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn halves(at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(at.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_floats(at: *const f32, count: usize) -> __m512 {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_maskz_loadu_ps(first(count), at) }
+    }
+    #[inline(always)]
+    unsafe fn store_floats(at: *mut f32, x: __m512, count: usize) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm512_mask_storeu_ps(at, first(count), x) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+}
+
+/// The two f32 halves of a table of 32 f16. The form without a rounding mode of its own takes them from
+/// memory, which is one operation of the vector ports less.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn halves(table: *const u8) -> [__m512; 2] {
     // SAFETY: the caller vouches for 64 bytes.
     unsafe {
         [
-            _mm512_cvtph_ps(_mm256_loadu_si256(table.cast())),
-            _mm512_cvtph_ps(_mm256_loadu_si256(table.add(32).cast())),
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(table.cast())),
+            _mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(
+                table.add(32).cast(),
+            )),
         ]
     }
 }
@@ -43,145 +167,6 @@ unsafe fn store(y: *mut f32, acc: [__m512; 2], count: usize) {
     }
 }
 
-/// Four bits: `M` rows of activations against one panel; each line is unpacked once for all of them.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn q4_panel<const M: usize, const KIND: u8>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
-    unsafe {
-        let mask = _mm512_set1_epi8(15);
-        let flip = _mm512_set1_epi8(-128);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let x: [*const u8; M] = std::array::from_fn(|r| a.x.add((first_row + r) * a.x_stride));
-        let scales: [*const f32; M] =
-            std::array::from_fn(|r| a.x_scales.add((first_row + r) * a.groups));
-        let sums: [*const i32; M] =
-            std::array::from_fn(|r| a.x_sums.add((first_row + r) * a.groups));
-        let mut acc = [[_mm512_setzero_ps(); 2]; M];
-        for g in 0..a.groups {
-            // Symmetric weights start at minus eight times the sum: 8 for the low row, and for the
-            // raw byte 16 * 8 + 8.
-            let mut low: [__m512i; M] = std::array::from_fn(|r| {
-                if KIND == 0 {
-                    _mm512_set1_epi32(*sums[r].add(g) * -8)
-                } else {
-                    _mm512_setzero_si512()
-                }
-            });
-            let mut raw: [__m512i; M] = std::array::from_fn(|r| {
-                if KIND == 0 {
-                    _mm512_set1_epi32(*sums[r].add(g) * -136)
-                } else {
-                    _mm512_setzero_si512()
-                }
-            });
-            // The dots of one row are too few to hide the latency of each: odd lines get accumulators
-            // of their own. Integer sums do not mind the order.
-            let mut odd = [[_mm512_setzero_si512(); 2]; M];
-            for step in (0..a.group).step_by(8) {
-                for half in 0..2 {
-                    let line = _mm512_loadu_si512(w.cast());
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
-                    w = w.add(64);
-                    let masked = _mm512_and_si512(line, mask);
-                    let whole = _mm512_xor_si512(line, flip);
-                    for r in 0..M {
-                        let four = x[r].add(g * a.group + step + half * 4);
-                        let four = _mm512_set1_epi32(four.cast::<i32>().read_unaligned());
-                        if M == 1 && half == 1 {
-                            odd[r][0] = _mm512_dpbusd_epi32(odd[r][0], whole, four);
-                            odd[r][1] = _mm512_dpbusd_epi32(odd[r][1], masked, four);
-                        } else {
-                            raw[r] = _mm512_dpbusd_epi32(raw[r], whole, four);
-                            low[r] = _mm512_dpbusd_epi32(low[r], masked, four);
-                        }
-                    }
-                }
-            }
-            if M == 1 {
-                for r in 0..M {
-                    raw[r] = _mm512_add_epi32(raw[r], odd[r][0]);
-                    low[r] = _mm512_add_epi32(low[r], odd[r][1]);
-                }
-            }
-            let scale = halves(w);
-            let offset = w.add(64);
-            w = offset.add(if KIND == 0 { 0 } else { 64 });
-            for r in 0..M {
-                let x_scale = _mm512_set1_ps(*scales[r].add(g));
-                let sum = *sums[r].add(g);
-                let mut dots = [low[r], _mm512_srai_epi32::<4>(_mm512_sub_epi32(raw[r], low[r]))];
-                if KIND == HAS_ZERO {
-                    for half in 0..2 {
-                        let zero = _mm256_loadu_si256(offset.add(half * 32).cast());
-                        let zero = _mm512_cvtepi16_epi32(zero);
-                        let product = _mm512_mullo_epi32(zero, _mm512_set1_epi32(sum));
-                        dots[half] = _mm512_sub_epi32(dots[half], product);
-                    }
-                }
-                for half in 0..2 {
-                    let factor = _mm512_mul_ps(scale[half], x_scale);
-                    acc[r][half] =
-                        _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(dots[half]), acc[r][half]);
-                }
-                if KIND == HAS_MINIMUM {
-                    let minimum = halves(offset);
-                    let sum = _mm512_cvtepi32_ps(_mm512_set1_epi32(sum));
-                    for half in 0..2 {
-                        let factor = _mm512_mul_ps(minimum[half], x_scale);
-                        acc[r][half] = _mm512_fmadd_ps(factor, sum, acc[r][half]);
-                    }
-                }
-            }
-        }
-        finish(a, panel, first_row, acc);
-    }
-}
-
-/// Signed bytes: `M` rows of activations against one panel.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
-    // SAFETY: as in `q4_panel`.
-    unsafe {
-        let flip = _mm512_set1_epi8(-128);
-        let mut w = a.w.add(panel * a.panel_bytes);
-        let x: [*const u8; M] = std::array::from_fn(|r| a.x.add((first_row + r) * a.x_stride));
-        let mut acc = [[_mm512_setzero_ps(); 2]; M];
-        for g in 0..a.groups {
-            let mut dots: [[__m512i; 2]; M] = std::array::from_fn(|r| {
-                let sum = *a.x_sums.add((first_row + r) * a.groups + g);
-                [_mm512_set1_epi32(sum * -128); 2]
-            });
-            for step in 0..a.group / 4 {
-                let low = _mm512_xor_si512(_mm512_loadu_si512(w.cast()), flip);
-                let high = _mm512_xor_si512(_mm512_loadu_si512(w.add(64).cast()), flip);
-                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH).cast());
-                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH + 64).cast());
-                w = w.add(128);
-                for r in 0..M {
-                    let four = x[r].add(g * a.group + step * 4).cast::<i32>().read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    dots[r][0] = _mm512_dpbusd_epi32(dots[r][0], low, four);
-                    dots[r][1] = _mm512_dpbusd_epi32(dots[r][1], high, four);
-                }
-            }
-            let scale = halves(w);
-            w = w.add(64);
-            for r in 0..M {
-                let x_scale = _mm512_set1_ps(*a.x_scales.add((first_row + r) * a.groups + g));
-                for half in 0..2 {
-                    let factor = _mm512_mul_ps(scale[half], x_scale);
-                    let dot = _mm512_cvtepi32_ps(dots[r][half]);
-                    acc[r][half] = _mm512_fmadd_ps(factor, dot, acc[r][half]);
-                }
-            }
-        }
-        finish(a, panel, first_row, acc);
-    }
-}
-
 /// Floats of `BYTES` bytes each: `M` rows of activations against one panel.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -190,7 +175,8 @@ unsafe fn float_panel<const M: usize, const BYTES: usize, const BRAIN: bool>(
     panel: usize,
     first_row: usize,
 ) {
-    // SAFETY: as in `q4_panel`.
+    // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
+    // which the caller vouches for.
     unsafe {
         let mut w = a.w.add(panel * a.panel_bytes);
         let x: [*const f32; M] =
@@ -235,14 +221,6 @@ unsafe fn finish<const M: usize>(
 
 super::exact_m! {
     [#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]] 8;
-    /// Four bits, symmetric.
-    matmul_q4 = q4_panel[0];
-    /// Four bits with a zero point.
-    matmul_q4z = q4_panel[HAS_ZERO];
-    /// Four bits with a minimum.
-    matmul_q4m = q4_panel[HAS_MINIMUM];
-    /// Signed bytes.
-    matmul_q8 = q8_panel[];
     /// f32 weights.
     matmul_f32 = float_panel[4, false];
     /// f16 weights.
@@ -250,5 +228,13 @@ super::exact_m! {
     /// bf16 weights.
     matmul_bf16 = float_panel[2, true];
 }
+
+super::vnni::entries!(
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    Zmm,
+    [1, 2, 3, 4],
+    // More would not fit the registers, with an accumulator for every sum of a group.
+    [1, 2, 3, 4, 5, 6]
+);
 
 super::ops::instantiate!("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c");

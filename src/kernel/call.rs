@@ -1,8 +1,8 @@
 //! The safe side of the table: every length is checked here, because a row does not.
 
 use super::abi::{
-    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
-    SwiGluArgs,
+    AttendArgs, EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs,
+    SoftmaxArgs, SwiGluArgs,
 };
 use super::layout::{Layout, MIN_GROUP};
 use super::{KvFormat, LANES, Op, Row, Run, select};
@@ -124,7 +124,21 @@ pub enum Input<'a> {
     Float(&'a [f32]),
 }
 
-/// One matmul of several that share a join: `y[m, n] = x[m, k] * w[n, k]^T`.
+/// What is done to the outputs of a matmul while they are in the first cache.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// One float for each output, added to every row.
+    pub bias: Option<&'a [f32]>,
+    /// The least and the largest value an output may have, after the bias.
+    pub clamp: Option<[f32; 2]>,
+}
+
+impl Epilogue<'_> {
+    /// Nothing.
+    pub const NONE: Self = Self { bias: None, clamp: None };
+}
+
+/// One matmul of several that share a join: `y[m, n] = x[m, k] * w[n, k]^T`, then `epilogue`.
 pub struct MatmulJob<'a> {
     /// The weights.
     pub w: Packed<'a>,
@@ -132,6 +146,8 @@ pub struct MatmulJob<'a> {
     pub x: Input<'a>,
     /// `m` rows of `n` outputs.
     pub y: &'a mut [f32],
+    /// Bias and clamp.
+    pub epilogue: Epilogue<'a>,
 }
 
 /// The query rows of one KV head, their running state, and one block of keys and values.
@@ -167,6 +183,7 @@ pub struct Kernels {
     isa: Isa,
     matmul: [&'static Row; Format::ALL.len()],
     quantize: unsafe extern "C" fn(*const QuantizeArgs),
+    epilogue: unsafe extern "C" fn(*const EpilogueArgs),
     rmsnorm: unsafe extern "C" fn(*const RmsNormArgs),
     swiglu: unsafe extern "C" fn(*const SwiGluArgs),
     geglu: unsafe extern "C" fn(*const GeGluArgs),
@@ -198,6 +215,7 @@ impl Kernels {
             isa,
             matmul: Format::ALL.map(|format| select(Op::Matmul(format), isa)),
             quantize: selected!(Quantize, isa),
+            epilogue: selected!(Epilogue, isa),
             rmsnorm: selected!(RmsNorm, isa),
             swiglu: selected!(SwiGlu, isa),
             geglu: selected!(GeGlu, isa),
@@ -222,8 +240,8 @@ impl Kernels {
     /// Runs several matmuls over the pool with one join.
     ///
     /// # Panics
-    /// When the input of a job has another form or `k` than its weights, or `y` is not a whole
-    /// number of rows that the input has: a bug of the caller.
+    /// When the input of a job has another form or `k` than its weights, `y` is not a whole number of
+    /// rows that the input has, or a bias is not `n` long: a bug of the caller.
     pub fn matmul(&self, pool: &Pool, jobs: &mut [MatmulJob<'_>]) {
         let mut tiles = 0;
         let plans: Vec<_> = jobs
@@ -262,6 +280,21 @@ impl Kernels {
         let Run::Matmul(run) = self.matmul_row(layout.format()).run else {
             unreachable!("a row runs its own operation")
         };
+        let [low, high] = job.epilogue.clamp.unwrap_or([f32::NEG_INFINITY, f32::INFINITY]);
+        let bias = job.epilogue.bias;
+        assert!(bias.is_none_or(|bias| bias.len() == layout.n()), "other shape");
+        let does_something = bias.is_some() || job.epilogue.clamp.is_some();
+        let epilogue = EpilogueArgs {
+            y: std::ptr::null_mut(),
+            y_stride: layout.n(),
+            m,
+            n: layout.n(),
+            bias: bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            low,
+            high,
+            halves: std::ptr::null_mut(),
+            halves_stride: 0,
+        };
         let fair = layout.panels() / (threads * 4);
         let panels = (TILE_BYTES / layout.panel_bytes()).min(fair).max(1);
         Plan {
@@ -287,6 +320,7 @@ impl Kernels {
                 n: layout.n(),
             },
             y: SharedMut::new(job.y.as_mut_ptr()),
+            epilogue: does_something.then_some((self.epilogue, epilogue)),
             borrow: std::marker::PhantomData,
         }
     }
@@ -444,11 +478,12 @@ struct Plan<'a> {
     run: unsafe extern "C" fn(*const MatmulArgs),
     all: MatmulArgs,
     y: SharedMut<f32>,
+    epilogue: Option<(unsafe extern "C" fn(*const EpilogueArgs), EpilogueArgs)>,
     borrow: std::marker::PhantomData<&'a mut f32>,
 }
 
-// SAFETY: the pointers in `all` are to weights and activations that are only read, and `y` is written
-// in disjoint columns by each tile.
+// SAFETY: the pointers in `all` and `epilogue` are to weights, activations and biases that are only read,
+// and `y` is written in disjoint columns by each tile.
 unsafe impl Sync for Plan<'_> {}
 
 impl Plan<'_> {
@@ -465,6 +500,14 @@ impl Plan<'_> {
         // SAFETY: `plan` checked every length against the layout, the tile stays inside, and the CPU
         // has what the row needs (`Kernels::new`).
         unsafe { (self.run)(&raw const args) };
+        if let Some((run, all)) = self.epilogue {
+            let mut epilogue = EpilogueArgs { y: args.y, n: args.n, ..all };
+            if !all.bias.is_null() {
+                epilogue.bias = all.bias.wrapping_add(first * self.panel_rows);
+            }
+            // SAFETY: the same outputs, and the biases of them.
+            unsafe { run(&raw const epilogue) };
+        }
     }
 }
 

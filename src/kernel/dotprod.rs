@@ -15,7 +15,7 @@
 //! Loads come first, then masks, then dots, with at least eight sums in flight: in-order cores run
 //! the instructions as they stand here.
 
-use super::arm_asm::{sdot, splat};
+use super::arm_asm::{sdot, splat, together};
 use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, one_step, panel_rows, step_bytes};
 use super::arm_matmul::{
     Block, Chunk, HAS_MINIMUM, HAS_ZERO, LONGEST, Span, entries, halves, share,
@@ -121,31 +121,21 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
                     x[r] = vld1q_s8(x_at[r]);
                     x_at[r] = x_at[r].add(16);
                 }
-                let fields = |step| fields::<C, V, F, PART>(w, step);
-                // As many steps at a time as fill eight registers.
-                match V * F {
-                    2 => {
-                        let four = [fields(0), fields(1), fields(2), fields(3)];
-                        multiply::<0, M, V, F>(&mut dots, &four[0], &x);
-                        multiply::<1, M, V, F>(&mut dots, &four[1], &x);
-                        multiply::<2, M, V, F>(&mut dots, &four[2], &x);
-                        multiply::<3, M, V, F>(&mut dots, &four[3], &x);
-                    }
-                    4 => {
-                        let two = [fields(0), fields(1)];
-                        multiply::<0, M, V, F>(&mut dots, &two[0], &x);
-                        multiply::<1, M, V, F>(&mut dots, &two[1], &x);
-                        let two = [fields(2), fields(3)];
-                        multiply::<2, M, V, F>(&mut dots, &two[0], &x);
-                        multiply::<3, M, V, F>(&mut dots, &two[1], &x);
-                    }
-                    _ => {
-                        multiply::<0, M, V, F>(&mut dots, &fields(0), &x);
-                        multiply::<1, M, V, F>(&mut dots, &fields(1), &x);
-                        multiply::<2, M, V, F>(&mut dots, &fields(2), &x);
-                        multiply::<3, M, V, F>(&mut dots, &fields(3), &x);
-                    }
+                // Eight vectors at a time: of one step, two or four.
+                let mut eight = fields::<C, V, F, PART>(w, 0);
+                multiply::<0, M, V, F>(&mut dots, &eight, &x);
+                if V * F == 8 {
+                    eight = fields::<C, V, F, PART>(w, 1);
                 }
+                multiply::<1, M, V, F>(&mut dots, &eight, &x);
+                if V * F > 2 {
+                    eight = fields::<C, V, F, PART>(w, 2);
+                }
+                multiply::<2, M, V, F>(&mut dots, &eight, &x);
+                if V * F == 8 {
+                    eight = fields::<C, V, F, PART>(w, 3);
+                }
+                multiply::<3, M, V, F>(&mut dots, &eight, &x);
                 w = w.add(4 * step_bytes::<C>());
             }
             if is_sum {
@@ -214,42 +204,45 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
     }
 }
 
-/// What step `step` of the four at `w` is multiplied with.
+/// What is multiplied in step `first` of the four at `w` and as many more as make eight vectors.
 #[inline]
 #[target_feature(enable = "neon")]
 unsafe fn fields<C: Codes, const V: usize, const F: usize, const PART: usize>(
     w: *const u8,
-    step: usize,
-) -> [[int8x16_t; F]; V] {
+    first: usize,
+) -> [int8x16_t; 8] {
     let is_sum = C::IS_SUM && F == C::FIELDS;
-    let mut fields = [[vdupq_n_s8(0); F]; V];
-    for v in 0..V {
+    let mut fields = [vdupq_n_s8(0); 8];
+    for i in 0..8 / F {
+        let (step, v) = (first + i / V, i % V);
         let at = w.wrapping_add(step / 2 * 2 * step_bytes::<C>() + step % 2 * C::STEP + v * 16);
         // SAFETY: the caller vouches for four steps.
         let planes = unsafe { one_step::<C>(at) };
         for f in 0..F {
-            fields[v][f] = match is_sum && f == F - 1 {
+            fields[i * F + f] = match is_sum && f == F - 1 {
                 true => planes[0],
                 // SAFETY: a field of this format.
                 false => unsafe { C::scaled(&planes, PART * F + f) },
             };
         }
     }
-    fields
+    // One row with masks to apply is left to the compiler, which needs every register for it.
+    if V * F < 8 || C::BITS == 8 { together(fields) } else { fields }
 }
 
-/// Adds the dots of `fields` with `LANE` of the activations.
+/// Adds the dots of the fields of step `LANE` with this lane of the activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
 fn multiply<const LANE: usize, const M: usize, const V: usize, const F: usize>(
     dots: &mut [[[int32x4_t; F]; V]; M],
-    fields: &[[int8x16_t; F]; V],
+    fields: &[int8x16_t; 8],
     x: &[int8x16_t; M],
 ) {
     for r in 0..M {
         for v in 0..V {
             for f in 0..F {
-                dots[r][v][f] = sdot::<LANE>(dots[r][v][f], fields[v][f], x[r]);
+                let field = fields[(LANE * V + v) * F % 8 + f];
+                dots[r][v][f] = sdot::<LANE>(dots[r][v][f], field, x[r]);
             }
         }
     }

@@ -186,7 +186,8 @@ impl Job {
         Ok(())
     }
 
-    /// Runs the matmul in a buffer that has weights and activations, and copies its outputs, `m` rows of `n`.
+    /// Runs the matmul in a buffer that has weights and activations, and copies its outputs, `m` rows of `n`. A bias
+    /// and bounds are the host's to add.
     ///
     /// # Errors
     /// What the transport says, [`Error::Internal`] with the code of a DSP that refused, and

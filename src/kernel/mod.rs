@@ -22,6 +22,8 @@ mod arm_matmul;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 #[cfg(target_arch = "aarch64")]
 mod dotprod;
 #[cfg(target_arch = "aarch64")]
@@ -31,15 +33,19 @@ mod neon;
 mod portable;
 #[cfg(c_kernel = "sve_matmul")]
 mod sve;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
-pub use call::{Activations, AttendStep, Input, Kernels, MatmulJob, Packed};
+pub use call::{Activations, AttendStep, Epilogue, Input, Kernels, MatmulJob, Packed};
 pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
 use crate::isa::Isa;
 use abi::{
-    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
-    SwiGluArgs,
+    AttendArgs, EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs,
+    SoftmaxArgs, SwiGluArgs,
 };
 
 /// How keys and values lie in a KV block.
@@ -73,6 +79,8 @@ pub enum Op {
     Matmul(Format),
     /// Activations to int8 groups.
     Quantize,
+    /// Bias, clamp and rounding to halves after a matmul.
+    Epilogue,
     /// Root-mean-square normalisation.
     RmsNorm,
     /// `silu(gate) * up`.
@@ -103,6 +111,8 @@ pub enum Run {
     Matmul(unsafe extern "C" fn(*const MatmulArgs)),
     /// The activation quantiser.
     Quantize(unsafe extern "C" fn(*const QuantizeArgs)),
+    /// Bias, clamp and halves.
+    Epilogue(unsafe extern "C" fn(*const EpilogueArgs)),
     /// RMS normalisation.
     RmsNorm(unsafe extern "C" fn(*const RmsNormArgs)),
     /// SwiGLU.
@@ -139,6 +149,8 @@ const fn exact(name: &'static str, op: Op, needs: Isa, run: Run) -> Row {
 }
 
 #[cfg(target_arch = "x86_64")]
+const AVXVNNI: Isa = Isa::AVX2.and(Isa::AVXVNNI);
+#[cfg(target_arch = "x86_64")]
 const AVX512: Isa = Isa::AVX2.and(Isa::AVX512);
 #[cfg(target_arch = "aarch64")]
 const I8MM: Isa = Isa::DOTPROD.and(Isa::I8MM);
@@ -160,6 +172,7 @@ pub static ROWS: &[Row] = &[
     exact("q2z-matmul-scalar", Op::Matmul(Format::Q2Z), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("q2m-matmul-scalar", Op::Matmul(Format::Q2M), Isa::NONE, Run::Matmul(scalar::matmul_q2)),
     exact("quantize-scalar", Op::Quantize, Isa::NONE, Run::Quantize(scalar::quantize)),
+    exact("epilogue-scalar", Op::Epilogue, Isa::NONE, Run::Epilogue(scalar::epilogue)),
     exact("rmsnorm-scalar", Op::RmsNorm, Isa::NONE, Run::RmsNorm(scalar::rmsnorm)),
     exact("swiglu-scalar", Op::SwiGlu, Isa::NONE, Run::SwiGlu(scalar::swiglu)),
     exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
@@ -187,9 +200,16 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx2", Op::Matmul(Format::Bf16), Isa::AVX2, Run::Matmul(avx2::matmul_bf16)),
     #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx2", Op::Matmul(Format::Q8), Isa::AVX2, Run::Matmul(avx2::matmul_q8)),
     #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx2", Op::Matmul(Format::Q4), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
-    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx2", Op::Matmul(Format::Q4Z), Isa::AVX2, Run::Matmul(avx2::matmul_q4z)),
-    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx2", Op::Matmul(Format::Q4M), Isa::AVX2, Run::Matmul(avx2::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx2", Op::Matmul(Format::Q4Z), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx2", Op::Matmul(Format::Q4M), Isa::AVX2, Run::Matmul(avx2::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avx2", Op::Matmul(Format::Q3), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avx2", Op::Matmul(Format::Q3Z), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avx2", Op::Matmul(Format::Q3M), Isa::AVX2, Run::Matmul(avx2::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avx2", Op::Matmul(Format::Q2), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx2", Op::Matmul(Format::Q2Z), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx2", Op::Matmul(Format::Q2M), Isa::AVX2, Run::Matmul(avx2::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx2", Op::Quantize, Isa::AVX2, Run::Quantize(avx2::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("epilogue-avx2", Op::Epilogue, Isa::AVX2, Run::Epilogue(avx2::epilogue)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx2", Op::RmsNorm, Isa::AVX2, Run::RmsNorm(avx2::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx2", Op::SwiGlu, Isa::AVX2, Run::SwiGlu(avx2::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
@@ -198,14 +218,32 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
     #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
 
+    #[cfg(target_arch = "x86_64")] exact("q8-matmul-avxvnni", Op::Matmul(Format::Q8), AVXVNNI, Run::Matmul(avxvnni::matmul_q8)),
+    #[cfg(target_arch = "x86_64")] exact("q4-matmul-avxvnni", Op::Matmul(Format::Q4), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avxvnni", Op::Matmul(Format::Q4Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avxvnni", Op::Matmul(Format::Q4M), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avxvnni", Op::Matmul(Format::Q3), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avxvnni", Op::Matmul(Format::Q3Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avxvnni", Op::Matmul(Format::Q3M), AVXVNNI, Run::Matmul(avxvnni::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avxvnni", Op::Matmul(Format::Q2), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avxvnni", Op::Matmul(Format::Q2Z), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avxvnni", Op::Matmul(Format::Q2M), AVXVNNI, Run::Matmul(avxvnni::matmul_q2)),
+
     #[cfg(target_arch = "x86_64")] exact("f32-matmul-avx512", Op::Matmul(Format::F32), AVX512, Run::Matmul(avx512::matmul_f32)),
     #[cfg(target_arch = "x86_64")] exact("f16-matmul-avx512", Op::Matmul(Format::F16), AVX512, Run::Matmul(avx512::matmul_f16)),
     #[cfg(target_arch = "x86_64")] exact("bf16-matmul-avx512", Op::Matmul(Format::Bf16), AVX512, Run::Matmul(avx512::matmul_bf16)),
     #[cfg(target_arch = "x86_64")] exact("q8-matmul-avx512", Op::Matmul(Format::Q8), AVX512, Run::Matmul(avx512::matmul_q8)),
     #[cfg(target_arch = "x86_64")] exact("q4-matmul-avx512", Op::Matmul(Format::Q4), AVX512, Run::Matmul(avx512::matmul_q4)),
-    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx512", Op::Matmul(Format::Q4Z), AVX512, Run::Matmul(avx512::matmul_q4z)),
-    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx512", Op::Matmul(Format::Q4M), AVX512, Run::Matmul(avx512::matmul_q4m)),
+    #[cfg(target_arch = "x86_64")] exact("q4z-matmul-avx512", Op::Matmul(Format::Q4Z), AVX512, Run::Matmul(avx512::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q4m-matmul-avx512", Op::Matmul(Format::Q4M), AVX512, Run::Matmul(avx512::matmul_q4)),
+    #[cfg(target_arch = "x86_64")] exact("q3-matmul-avx512", Op::Matmul(Format::Q3), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3z-matmul-avx512", Op::Matmul(Format::Q3Z), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q3m-matmul-avx512", Op::Matmul(Format::Q3M), AVX512, Run::Matmul(avx512::matmul_q3)),
+    #[cfg(target_arch = "x86_64")] exact("q2-matmul-avx512", Op::Matmul(Format::Q2), AVX512, Run::Matmul(avx512::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2z-matmul-avx512", Op::Matmul(Format::Q2Z), AVX512, Run::Matmul(avx512::matmul_q2)),
+    #[cfg(target_arch = "x86_64")] exact("q2m-matmul-avx512", Op::Matmul(Format::Q2M), AVX512, Run::Matmul(avx512::matmul_q2)),
     #[cfg(target_arch = "x86_64")] exact("quantize-avx512", Op::Quantize, AVX512, Run::Quantize(avx512::quantize)),
+    #[cfg(target_arch = "x86_64")] exact("epilogue-avx512", Op::Epilogue, AVX512, Run::Epilogue(avx512::epilogue)),
     #[cfg(target_arch = "x86_64")] exact("rmsnorm-avx512", Op::RmsNorm, AVX512, Run::RmsNorm(avx512::rmsnorm)),
     #[cfg(target_arch = "x86_64")] exact("swiglu-avx512", Op::SwiGlu, AVX512, Run::SwiGlu(avx512::swiglu)),
     #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
@@ -228,6 +266,7 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("q2z-matmul-neon", Op::Matmul(Format::Q2Z), Isa::NEON, Run::Matmul(neon::matmul_q2)),
     #[cfg(target_arch = "aarch64")] exact("q2m-matmul-neon", Op::Matmul(Format::Q2M), Isa::NEON, Run::Matmul(neon::matmul_q2)),
     #[cfg(target_arch = "aarch64")] exact("quantize-neon", Op::Quantize, Isa::NEON, Run::Quantize(neon::quantize)),
+    #[cfg(target_arch = "aarch64")] exact("epilogue-neon", Op::Epilogue, Isa::NEON, Run::Epilogue(neon::epilogue)),
     #[cfg(target_arch = "aarch64")] exact("rmsnorm-neon", Op::RmsNorm, Isa::NEON, Run::RmsNorm(neon::rmsnorm)),
     #[cfg(target_arch = "aarch64")] exact("swiglu-neon", Op::SwiGlu, Isa::NEON, Run::SwiGlu(neon::swiglu)),
     #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),

@@ -6,7 +6,8 @@
 //! the reference. The order of every sum is part of the contract (`docs/numerics.md`).
 
 use super::abi::{
-    AttendArgs, GeGluArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs, SwiGluArgs,
+    AttendArgs, EpilogueArgs, GeGluArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
 };
 
 /// Width of the fixed reduction order.
@@ -127,6 +128,50 @@ fn widen<T: Element, const N: usize>(x: &[T; N]) -> [f32; N] {
         floats[i] = x[i].to_f32();
     }
     floats
+}
+
+/// The nearest f16, ties to even, as bits. Without a branch, so that it becomes vector code.
+///
+/// The exponent is moved and the fraction rounded in integers; a number below the normal range is added to
+/// 0.5 instead, whose last place is that of a denormal f16, so that the addition rounds it.
+#[inline(always)]
+fn to_half(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+    let rounded = magnitude.wrapping_add(0xfff + (magnitude >> 13 & 1));
+    let normal = rounded.wrapping_sub(112 << 23) >> 13;
+    let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+    let finite = if magnitude < 113 << 23 { small } else { normal };
+    let bounded = if magnitude >= 143 << 23 { 0x7c00 } else { finite };
+    let half = if magnitude > 0x7f80_0000 { 0x7e00 } else { bounded };
+    (half | sign) as u16
+}
+
+/// Bias, clamp and rounding to halves: what may follow a matmul. A NaN passes the clamp.
+///
+/// # Safety
+/// The pointers of `a` cover what their documentation says.
+#[inline(always)]
+pub(super) unsafe fn epilogue(a: &EpilogueArgs) {
+    for row in 0..a.m {
+        // SAFETY: the caller vouches for `m` rows of `n` floats.
+        let y = unsafe { std::slice::from_raw_parts_mut(a.y.add(row * a.y_stride), a.n) };
+        if !a.bias.is_null() {
+            // SAFETY: the caller vouches for `n` floats.
+            let bias = unsafe { std::slice::from_raw_parts(a.bias, a.n) };
+            y.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+        }
+        for y in &mut *y {
+            let above = if *y < a.low { a.low } else { *y };
+            *y = if above > a.high { a.high } else { above };
+        }
+        if !a.halves.is_null() {
+            // SAFETY: the caller vouches for `m` rows of `n` halves.
+            let out =
+                unsafe { std::slice::from_raw_parts_mut(a.halves.add(row * a.halves_stride), a.n) };
+            out.iter_mut().zip(&*y).for_each(|(out, y)| *out = to_half(*y));
+        }
+    }
 }
 
 /// Quantises rows of activations, group by group.
@@ -432,6 +477,7 @@ fn add_columns<T: Element, const N: usize>(acc: &mut [f32; N], weights: &[f32], 
 macro_rules! instantiate {
     ($features:literal) => {
         $crate::kernel::ops::instantiate!(@one $features, quantize, QuantizeArgs);
+        $crate::kernel::ops::instantiate!(@one $features, epilogue, EpilogueArgs);
         $crate::kernel::ops::instantiate!(@one $features, rmsnorm, RmsNormArgs);
         $crate::kernel::ops::instantiate!(@one $features, swiglu, SwiGluArgs);
         $crate::kernel::ops::instantiate!(@one $features, geglu, GeGluArgs);
@@ -474,6 +520,34 @@ mod tests {
             let want = half::f16::from_bits(bits).to_f32();
             let got = Half(bits).to_f32();
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn every_edge_between_halves_is_rounded_to_the_nearest() {
+        // The halves, the points in the middle between two, and the floats beside both.
+        for bits in 0..=u16::MAX {
+            let half = half::f16::from_bits(bits).to_f32().to_bits();
+            for float in [half, half.wrapping_add(0x1000), half.wrapping_add(0x2000)]
+                .into_iter()
+                .flat_map(|x| [x.wrapping_sub(1), x, x.wrapping_add(1)].map(f32::from_bits))
+            {
+                let want = half::f16::from_f32(float);
+                let got = half::f16::from_bits(to_half(float));
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(same, "{float:e} became {got}, not {want}");
+            }
+        }
+        // Denormal halves are further apart than the last places of their floats.
+        let mut x = 1e-9_f32;
+        while x < 7e-5 {
+            for x in [x, -x] {
+                assert_eq!(to_half(x), half::f16::from_f32(x).to_bits(), "{x:e}");
+            }
+            x *= 1.000_37;
+        }
+        for x in [f32::MAX, 65519.99, 65520.0, 1e-45, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(to_half(x), half::f16::from_f32(x).to_bits(), "{x:e}");
         }
     }
 

@@ -3,8 +3,8 @@
 //! All other rows must equal these bit for bit. Kept naive on purpose; speed is not its job.
 
 use super::abi::{
-    AttendArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
-    SwiGluArgs,
+    AttendArgs, EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs,
+    SoftmaxArgs, SwiGluArgs,
 };
 use super::layout::PANEL;
 use super::ops;
@@ -156,6 +156,8 @@ rows! {
     matmul_q2(MatmulArgs) = |a| quantised::<2>(a);
     /// Activation quantiser.
     quantize(QuantizeArgs) = |a| ops::quantize(a);
+    /// Bias, clamp and halves.
+    epilogue(EpilogueArgs) = |a| ops::epilogue(a);
     /// RMS normalisation.
     rmsnorm(RmsNormArgs) = |a| ops::rmsnorm(a);
     /// SwiGLU.

@@ -10,7 +10,7 @@ use super::config::{Activation, Config};
 use super::rope::RopeTable;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
-use crate::kernel::{Activations, Input, Kernels, MatmulJob};
+use crate::kernel::{Activations, Epilogue, Input, Kernels, MatmulJob};
 use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
@@ -334,7 +334,7 @@ impl Inputs {
                 }
                 _ => Input::Float(x),
             };
-            MatmulJob { w: matrix.packed(), x: input, y }
+            MatmulJob { w: matrix.packed(), x: input, y, epilogue: Epilogue::NONE }
         });
         kernels.matmul(pool, &mut jobs);
     }

@@ -151,7 +151,7 @@ trait Tensors {
 
 impl Tensors for Nybl {
     fn file(&self) -> &str {
-        self.source().name()
+        self.name()
     }
 
     fn names(&self) -> Vec<&str> {
@@ -172,10 +172,11 @@ impl Tensors for Nybl {
     }
 
     fn matrix(&self, name: &str, _: &Pool) -> Result<Matrix> {
-        match self.tensor(name).map(|tensor| (tensor.kind, tensor.range.clone())) {
-            Some((Kind::Matrix(layout), range)) => {
+        match self.tensor(name).map(|tensor| (tensor.kind, tensor)) {
+            Some((Kind::Matrix(layout), tensor)) => {
                 let order = self.order(name, layout.k())?;
-                Matrix::new(layout, Bytes::Mapped(self.source().clone(), range), order)
+                let bytes = Bytes::Mapped(self.file_of(tensor).clone(), tensor.range.clone());
+                Matrix::new(layout, bytes, order)
             }
             _ => Err(Error::corrupt(self.file(), name, "is not a matrix")),
         }

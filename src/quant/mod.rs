@@ -3,3 +3,4 @@
 pub mod format;
 pub mod pack;
 pub mod rtn;
+pub mod shapes;

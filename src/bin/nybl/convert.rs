@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// With an integer zero point for each group (4 bits only).
     #[arg(long, requires = "bits")]
     zero_points: bool,
+    /// Several files `TO-0000x-of-0000y.nybl`, each with at most so many bytes of tensors: 500M, 2G.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    shard_size: Option<u64>,
     /// Threads [default: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
@@ -46,7 +49,7 @@ pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta}") {
         bar.set_style(style);
     }
-    let options = Options { recipe };
+    let options = Options { recipe, shard_bytes: args.shard_size };
     let progress = |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -55,14 +58,18 @@ pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
         nybl::engine::convert::convert(&runtime, &args.from, &args.to, &options, progress)?;
     bar.finish_and_clear();
     print(&report);
-    let bytes = std::fs::metadata(&args.to)?.len();
-    eprintln!("{}: {bytes} bytes", args.to.display());
+    for file in &report.files {
+        eprintln!("{}: {} bytes", file.display(), std::fs::metadata(file)?.len());
+    }
     Ok(())
 }
 
 /// One line for every way that weights went.
 fn print(report: &Report) {
-    for ((from, to), line) in report {
+    if report.found > 0 {
+        eprintln!("{} tensors were there from an earlier run", report.found);
+    }
+    for ((from, to), line) in &report.lines {
         let matrices = if line.matrices == 1 { "matrix" } else { "matrices" };
         let deviation = if line.deviation.is_exact() {
             "exact".into()
@@ -75,4 +82,16 @@ fn print(report: &Report) {
         };
         eprintln!("{from} as {to}: {} {matrices}, {deviation}", line.matrices);
     }
+}
+
+/// A number of bytes, with K, M or G for powers of 1000.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.chars().last().map(|unit| unit.to_ascii_uppercase()) {
+        Some('K') => (&text[..text.len() - 1], 1000),
+        Some('M') => (&text[..text.len() - 1], 1_000_000),
+        Some('G') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    number.filter(|bytes| *bytes > 0).ok_or_else(|| format!("{text} is no number of bytes"))
 }

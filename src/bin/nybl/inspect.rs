@@ -37,7 +37,7 @@ struct Entry {
 pub(crate) fn inspect(args: &Args) -> Result<(), Failure> {
     let (format, file_bytes, metadata, entries);
     if !args.file.is_dir() && Nybl::recognises(Source::open(&args.file)?.bytes()) {
-        let nybl = Nybl::open(Source::open(&args.file)?)?;
+        let nybl = Nybl::open_path(&args.file)?;
         if args.verify {
             nybl.verify()?;
         }
@@ -50,8 +50,11 @@ pub(crate) fn inspect(args: &Args) -> Result<(), Failure> {
             Entry { name: tensor.name.clone(), shape, kind, bytes }
         };
         entries = nybl.tensors().iter().map(entry).collect::<Vec<_>>();
-        format = "nybl, version 1".to_owned();
-        file_bytes = nybl.source().bytes().len();
+        format = match nybl.files().len() {
+            1 => "nybl, version 1".to_owned(),
+            shards => format!("nybl, version 1, in {shards} shards"),
+        };
+        file_bytes = nybl.files().iter().map(|file| file.bytes().len()).sum();
         metadata = nybl.metadata().clone();
     } else {
         let checkpoint = Checkpoint::open(&args.file)?;

@@ -4,7 +4,9 @@
 mod convert;
 mod default_model;
 mod inspect;
+mod logits;
 mod run;
+mod tokenize;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -28,6 +30,10 @@ enum Command {
     Inspect(inspect::Args),
     /// Pack a GGUF file into one .nybl file that the kernels multiply from.
     Convert(convert::Args),
+    /// Turn text into token ids, or ids into text.
+    Tokenize(tokenize::Args),
+    /// Write the logits after every token of a sequence.
+    Logits(logits::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +41,8 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Convert(args) => convert::convert(&args),
+        Command::Tokenize(args) => tokenize::tokenize(&args),
+        Command::Logits(args) => logits::logits(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

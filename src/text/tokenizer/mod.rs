@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod cuts;
+mod json;
 mod pieces;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde_json::Value;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{self, BpeBuilder};
 use tokenizers::{
     AddedToken, AddedVocabulary, DecoderWrapper, Model, NormalizerWrapper, OffsetReferential,
     OffsetType, PreTokenizer, PreTokenizerWrapper, Token,
@@ -135,38 +136,7 @@ impl Tokenizer {
     /// [`Error::Unsupported`] for a model that is not BPE or a decoder that cannot stream,
     /// [`Error::Corrupt`] with the section for anything else that is wrong.
     pub fn from_json(json: &[u8], bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self> {
-        let mut file: Value =
-            serde_json::from_slice(json).map_err(|e| corrupt("json", e.to_string()))?;
-        if !file.is_object() {
-            return Err(corrupt("json", "not an object"));
-        }
-        let mut section = |name: &str| file.get_mut(name).map_or(Value::Null, Value::take);
-
-        let Value::Object(mut model) = section("model") else {
-            return Err(corrupt("model", "not an object"));
-        };
-        let kind = model.remove("type").unwrap_or_else(|| "BPE".into());
-        if kind != "BPE" {
-            return Err(Error::Unsupported(format!(
-                "a tokenizer of type {kind}; only BPE is known"
-            )));
-        }
-        let model = guarded(
-            |why| corrupt("model", why),
-            || Ok(serde_json::from_value::<BPE>(Value::Object(model))?),
-        )?;
-
-        let added = match section("added_tokens") {
-            Value::Null => Vec::new(),
-            Value::Array(entries) => entries.into_iter().map(added_token).collect::<Result<_>>()?,
-            _ => return Err(corrupt("added_tokens", "not a list")),
-        };
-        let parts = Parts {
-            model,
-            normalizer: section("normalizer"),
-            cut: section("pre_tokenizer"),
-            decoder: section("decoder"),
-        };
+        let (parts, added) = json::read(json)?;
         Self::assemble(parts, &added, bos, eos, add_bos)
     }
 
@@ -177,27 +147,30 @@ impl Tokenizer {
         eos: Vec<u32>,
         add_bos: bool,
     ) -> Result<Self> {
-        let Parts { mut model, normalizer, cut, decoder } = parts;
-        // Dropout would make the ids of a text a matter of chance. The cache lives in a
-        // thread-local map that the crate never empties, so every tokenizer ever opened on a
-        // long-lived thread would stay in memory there.
-        model.dropout = None;
-        model.resize_cache(0);
+        let Parts { builder, ids, merges, unk, field, normalizer, cut, decoder } = parts;
         // Where one token is all three, unknown text would end the text.
-        let unk = model.unk_token.as_ref().and_then(|name| model.token_to_id(name));
-        let unk = unk.filter(|id| bos != Some(*id) && !eos.contains(id));
-        if unk.is_none() {
-            model.unk_token = None;
-        }
+        let unk = unk.and_then(|name| Some((*ids.get(&name)?, name)));
+        let unk = unk.filter(|(id, _)| bos != Some(*id) && !eos.contains(id));
         let decoding = Decoding::read(&decoder)?;
+        let pieces = Pieces::new(&ids, added, &decoding)?;
         // Added tokens that are looked for in what the normalizer wrote need the normalizer.
         let words = if normalizer.is_null() || added.iter().all(|(_, token)| !token.normalized) {
-            Words::of(&normalizer, &cut, || merges_within_words(&model, added))
+            Words::of(&normalizer, &cut, || merges_within_words(&ids, added))
         } else {
             None
         };
         let may_hold_added = [added.iter().any(|(_, token)| !token.special), !added.is_empty()];
 
+        // No dropout: it would make the ids of a text a matter of chance. No cache: the crate's lives in a
+        // thread-local map that is never emptied, so every tokenizer ever opened on a long-lived
+        // thread would stay in memory there.
+        let builder = match &unk {
+            Some((_, name)) => builder.unk_token(name.clone()),
+            None => builder,
+        };
+        let builder = builder.cache_capacity(0).vocab_and_merges(ids, merges);
+        let model = guarded(|why| corrupt(field, why), || builder.build())?;
+        let unk = unk.map(|(id, _)| id);
         let mut inner = tokenizers::Tokenizer::new(model);
         guarded(
             |why| corrupt("normalizer", why),
@@ -236,7 +209,6 @@ impl Tokenizer {
             }
         }
 
-        let pieces = Pieces::new(&inner, &decoding)?;
         let special_ids = bos.iter().map(|id| ("bos", id)).chain(eos.iter().map(|id| ("eos", id)));
         for (field, id) in special_ids {
             if *id as usize >= pieces.len() {
@@ -514,28 +486,25 @@ fn is_incomplete(bytes: &[u8]) -> bool {
 
 /// What a tokenizer is put together from; the last three as in its JSON.
 struct Parts {
-    model: BPE,
+    /// The model but for what follows.
+    builder: BpeBuilder,
+    ids: bpe::Vocab,
+    merges: bpe::Merges,
+    unk: Option<String>,
+    /// Where a fault of the model is, for messages.
+    field: &'static str,
     normalizer: Value,
     cut: Value,
     decoder: Value,
 }
 
 /// Whether words of a SentencePiece text can be merged one by one.
-fn merges_within_words(model: &BPE, added: &[(u32, AddedToken)]) -> bool {
+fn merges_within_words(ids: &bpe::Vocab, added: &[(u32, AddedToken)]) -> bool {
     let is_added = |name: &str| added.iter().any(|(_, token)| token.content == name);
     let space = SPACE.to_string();
-    model.token_to_id(&space).is_some()
+    ids.contains_key(&space)
         && !is_added(&space)
-        && !model.get_vocab().keys().any(|name| has_space_inside(name) && !is_added(name))
-}
-
-/// An entry of `added_tokens`.
-fn added_token(entry: Value) -> Result<(u32, AddedToken)> {
-    let id = entry["id"].as_u64().and_then(|id| u32::try_from(id).ok());
-    let id = id.ok_or_else(|| corrupt("added_tokens", format!("no id in {entry}")))?;
-    let token =
-        serde_json::from_value(entry).map_err(|e| corrupt("added_tokens", e.to_string()))?;
-    Ok((id, token))
+        && !ids.keys().any(|name| has_space_inside(name) && !is_added(name))
 }
 
 /// Runs code of the `tokenizers` crate: its errors, and its panics, which untrusted JSON can

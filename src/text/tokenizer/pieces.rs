@@ -6,6 +6,9 @@ use super::corrupt;
 use super::vocab::text_of;
 use crate::error::{Error, Result};
 use serde_json::Value;
+use std::collections::HashMap;
+use tokenizers::AddedToken;
+use tokenizers::models::bpe;
 /// The bytes of every token, end to end.
 pub(super) struct Pieces {
     pub(super) bytes: Vec<u8>,
@@ -16,25 +19,33 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
-    pub(super) fn new(inner: &tokenizers::Tokenizer, decoding: &Decoding) -> Result<Self> {
-        let names = inner.get_vocab(true);
-        let Some(last) = names.values().max().map(|id| *id as usize) else {
+    /// The bytes of the tokens `ids` and of the `added` ones, which may be among them.
+    pub(super) fn new(
+        ids: &bpe::Vocab,
+        added: &[(u32, AddedToken)],
+        decoding: &Decoding,
+    ) -> Result<Self> {
+        let names = ids.iter().map(|(name, id)| (name.as_str(), *id));
+        let more = added.iter().map(|(id, token)| (token.content.as_str(), *id));
+        let more = more.filter(|(name, _)| !ids.contains_key(*name));
+        let Some(last) = names.clone().chain(more.clone()).map(|(_, id)| id as usize).max() else {
             return Err(corrupt("model", "no tokens"));
         };
+        let count = ids.len() + added.len();
         // The tables below have a place for every id: one far-fetched id would make them huge.
-        if last / 16 > names.len() {
-            let reason = format!("{} tokens with ids up to {last}", names.len());
+        if last / 16 > count {
+            let reason = format!("{count} tokens with ids up to {last}");
             return Err(corrupt("model", reason));
         }
         let size = last + 1;
         let mut by_id = vec![None; size];
-        for (name, id) in &names {
-            if by_id[*id as usize].replace(name.as_str()).is_some() {
+        for (name, id) in names.chain(more) {
+            if by_id[id as usize].replace(name).is_some_and(|other| other != name) {
                 return Err(corrupt("model", format!("two tokens have id {id}")));
             }
         }
 
-        let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+        let added: HashMap<_, _> = added.iter().map(|(id, token)| (*id, token)).collect();
         let mut pieces = Self {
             bytes: Vec::new(),
             ends: Vec::with_capacity(size),

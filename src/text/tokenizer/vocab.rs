@@ -2,7 +2,7 @@
 
 use super::cuts::{CUTS, Cut, sequence, split};
 use super::pieces::byte_named;
-use super::{Parts, corrupt, guarded};
+use super::{Parts, corrupt};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
 use std::cmp::{Ordering, Reverse};
@@ -195,14 +195,12 @@ pub(super) fn sentencepiece(
     normalizers.push(json!({"type": "Replace", "pattern": {"String": " "}, "content": space}));
 
     let unk = v.unk.map(|id| names[id as usize].clone());
-    let mut model = BPE::builder().byte_fallback(true).fuse_unk(true);
-    if let Some(unk) = unk {
-        model = model.unk_token(unk);
-    }
-    let field = "tokenizer.ggml.tokens";
-    let model = guarded(|why| corrupt(field, why), || model.vocab_and_merges(ids, merges).build())?;
     Ok(Parts {
-        model,
+        builder: BPE::builder().byte_fallback(true).fuse_unk(true),
+        ids,
+        merges,
+        unk,
+        field: "tokenizer.ggml.tokens",
         normalizer: json!({"type": "Sequence", "normalizers": normalizers}),
         cut: sequence(&steps),
         decoder: json!({"type": "Sequence", "decoders": decoders}),
@@ -268,16 +266,21 @@ pub(super) fn byte_level(v: &Vocab, kinds: &[Kind], ids: bpe::Vocab) -> Result<P
         ))
     })?;
     let merges = listed_merges(v, kinds, &ids)?;
-    let field = "tokenizer.ggml.merges";
-    let model = BPE::builder().ignore_merges(cut.whole_words);
-    let model = guarded(|why| corrupt(field, why), || model.vocab_and_merges(ids, merges).build())?;
-
     let mut steps: Vec<_> = cut.patterns.iter().map(|pattern| split(pattern)).collect();
     let bytes = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false
     });
     steps.push(bytes.clone());
-    Ok(Parts { model, normalizer: Value::Null, cut: sequence(&steps), decoder: bytes })
+    Ok(Parts {
+        builder: BPE::builder().ignore_merges(cut.whole_words),
+        ids,
+        merges,
+        unk: None,
+        field: "tokenizer.ggml.merges",
+        normalizer: Value::Null,
+        cut: sequence(&steps),
+        decoder: bytes,
+    })
 }
 
 pub(super) fn listed_merges(v: &Vocab, kinds: &[Kind], ids: &bpe::Vocab) -> Result<bpe::Merges> {
