@@ -22,6 +22,14 @@ conformance expect="":
 miri:
     cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store spec::tree spec::verify
 
+# Random operations on the KV cache, nine settings of so many steps.
+kv steps="110000":
+    NYBL_KV_STEPS={{steps}} cargo test --lib kv::property
+
+# The same, chosen by a fuzzer.
+fuzz seconds="60":
+    cargo +nightly fuzz run kv_ops -- -max_total_time={{seconds}} -max_len=4096
+
 # The C programs under address and undefined-behaviour sanitizers' eyes are part of `test`; this writes
 # the header anew.
 bless:

@@ -17,7 +17,7 @@ use half::f16;
 use nybl::isa::Isa;
 use nybl::kernel::{
     Activations, AttendStep, Epilogue, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob,
-    Op, Packed, ROWS, Row, Run, abi::EpilogueArgs, abi::MatmulArgs,
+    Op, Packed, QueryCodes, ROWS, Row, Run, abi::EpilogueArgs, abi::MatmulArgs, quantize_query,
 };
 use nybl::memory::Aligned;
 use nybl::threads::Pool;
@@ -317,18 +317,31 @@ fn other(row: &'static Row) -> (usize, Box<dyn FnMut()>) {
             let q = wave(4 * HEAD);
             let floats = wave(BLOCK * HEAD);
             let halves: Vec<_> = floats.iter().map(|x| f16::from_f32(*x)).collect();
-            let block: Vec<u8> = match format {
-                KvFormat::F32 => bytemuck::cast_slice(&floats).to_vec(),
-                KvFormat::F16 => bytemuck::cast_slice(&halves).to_vec(),
-            };
+            let mut block = Aligned::<u8>::zeroed("a KV block", BLOCK * (HEAD + 4) * 4).unwrap();
+            match format {
+                KvFormat::F32 => {
+                    block[..BLOCK * HEAD * 4].copy_from_slice(bytemuck::cast_slice(&floats))
+                }
+                KvFormat::F16 => {
+                    block[..BLOCK * HEAD * 2].copy_from_slice(bytemuck::cast_slice(&halves))
+                }
+                // Any bytes do, with scales that are numbers.
+                KvFormat::I8 | KvFormat::I4 => block.fill(0x3c),
+            }
+            let mut codes = vec![0; 4 * 4 * HEAD];
+            let rows = q.chunks(HEAD).zip(codes.chunks_mut(4 * HEAD));
+            let (scales, sums): (Vec<_>, Vec<_>) =
+                rows.map(|(q, codes)| quantize_query(q, codes)).unzip();
             let mut state = (vec![f32::NEG_INFINITY; 4], vec![0.0; 4 * LANES], vec![0.0; 4 * HEAD]);
             let work = move || {
                 kernels.attend(&mut AttendStep {
                     q: black_box(&q),
+                    codes: QueryCodes { codes: &codes, scales: &scales, sums: &sums },
                     d: HEAD,
                     format,
                     k: &block,
                     v: &block,
+                    next: None,
                     visible: &[BLOCK as u32; 4],
                     from: &[0; 4],
                     scale: 0.125,

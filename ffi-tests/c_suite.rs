@@ -120,6 +120,7 @@ fn c_programs_are_clean_under_sanitizers() {
         ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),
+        ("foreign_kv", &[]),
         ("speculate", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
@@ -127,7 +128,9 @@ fn c_programs_are_clean_under_sanitizers() {
         let program = build(program, Link::Sanitized);
         let symbols = run(Command::new("nm").arg(&program));
         assert!(symbols.contains("__asan_init"), "the sanitizer is not in the program");
-        run(Command::new(program).current_dir(root()).arg(model()).args(arguments));
+        // A folder for what some of them write, and for the others the model.
+        let first = if program.ends_with("foreign_kv-Sanitized") { folder() } else { model() };
+        run(Command::new(program).current_dir(root()).arg(first).args(arguments));
     }
 }
 
@@ -136,6 +139,18 @@ fn a_foreign_runtime_verifies_its_own_drafts() {
     for link in [Link::Shared, Link::Static] {
         let out = run(&mut Command::new(build("foreign_verify", link)));
         assert!(out.ends_with("the same distribution\n"), "{out}");
+    }
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+}
+
+#[test]
+fn a_foreign_runtime_keeps_its_keys_and_values() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("foreign_kv", link)).arg(folder()));
+        assert_eq!(out, "all as documented\n");
     }
 }
 

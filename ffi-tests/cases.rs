@@ -11,7 +11,7 @@ use nybl::kernel::abi::{
     SoftmaxArgs, SwiGluArgs,
 };
 use nybl::kernel::layout::WHOLE_ROW;
-use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, Offset, Run, exp};
+use nybl::kernel::{Contract, Format, KvFormat, LANES, Layout, Offset, Run, exp, quantize_query};
 
 /// A row's function.
 pub(crate) type Function<A> = unsafe extern "C" fn(*const A);
@@ -1202,16 +1202,20 @@ pub(crate) struct AttendCase {
     softcap: f32,
     fill: Floats,
     q: Vec<f32>,
+    /// The same rows as integers.
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
     blocks: Vec<Block>,
 }
 
 struct Block {
+    format: KvFormat,
     visible: Vec<u32>,
     from: Vec<u32>,
-    /// Chunks of 16 positions, `[d][16]`; as long as a row may read and no longer.
-    k: Vec<f32>,
-    /// `[position][d]`.
-    v: Vec<f32>,
+    /// Chunks of 16 positions; as long as a row may read and no longer.
+    k: Vec<u8>,
+    v: Vec<u8>,
 }
 
 impl AttendCase {
@@ -1228,6 +1232,11 @@ impl AttendCase {
             .filter(|(index, (d, rows, _))| keep(*index, d * rows * 200));
         all.map(move |(index, (d, rows, fill))| {
             let rng = &mut Rng::of_case(seed, index);
+            let q = fill.many(rng, rows * d);
+            let mut codes = vec![0; rows * 4 * d];
+            let quantised = q.chunks(d).zip(codes.chunks_mut(4 * d));
+            let quantised = quantised.map(|(q, codes)| quantize_query(q, codes));
+            let (scales, sums) = quantised.unzip();
             Self {
                 format,
                 rows,
@@ -1235,7 +1244,10 @@ impl AttendCase {
                 scale: [0.125, 1.0, 3.0][index % 3],
                 softcap: [0.0, 0.0, 30.0, 0.5][index % 4],
                 fill,
-                q: fill.many(rng, rows * d),
+                q,
+                codes,
+                scales,
+                sums,
                 blocks: (0..3)
                     .map(|i| Block::new(rng, (fill, format), d, rows, index + i))
                     .collect(),
@@ -1259,32 +1271,96 @@ impl Block {
         let most = visible.iter().copied().max().unwrap_or(0);
         let positions = most.next_multiple_of(LANES);
         // What no query sees must not show.
-        let mut one = |position| match format {
-            _ if position >= most => f32::NAN,
-            KvFormat::F32 => fill.one(rng),
-            KvFormat::F16 => f16::from_f32(fill.one(rng)).to_f32(),
+        let mut float = |seen: bool| match format {
+            KvFormat::F16 => {
+                f16::from_f32(if seen { fill.one(rng) } else { f32::NAN }).to_le_bytes().to_vec()
+            }
+            KvFormat::F32 => (if seen { fill.one(rng) } else { f32::NAN }).to_le_bytes().to_vec(),
+            // A scale: codes go to 128.
+            KvFormat::I8 | KvFormat::I4 => {
+                (if seen { fill.one(rng) / 128.0 } else { f32::NAN }).to_le_bytes().to_vec()
+            }
         };
-        let mut k = Vec::new();
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        let mut codes = Rng(index as u64);
         for chunk in (0..positions).step_by(LANES) {
-            for _ in 0..d {
-                k.extend((0..LANES).map(|i| one(chunk + i)));
+            if matches!(format, KvFormat::I8 | KvFormat::I4) {
+                let scales = |bytes: &mut Vec<u8>, float: &mut dyn FnMut(bool) -> Vec<u8>| {
+                    bytes.extend((0..LANES).flat_map(|i| float(chunk + i < most)));
+                };
+                // Every code there is, also the one that the cache does not write.
+                let extreme = [0x80, 0x7f, 0xff];
+                let extreme = &extreme[..if index.is_multiple_of(5) { 1 + index % 3 } else { 0 }];
+                let mut code = |i| codes.pick(extreme, i, |rng| rng.next() as u8);
+                k.extend((0..LANES * d).map(&mut code));
+                scales(&mut k, &mut float);
+                let row = if format == KvFormat::I4 { d.div_ceil(32) * 16 } else { d };
+                v.extend((0..LANES * row).map(&mut code));
+                scales(&mut v, &mut float);
+            } else {
+                k.extend((0..d * LANES).flat_map(|i| float(chunk + i % LANES < most)));
+                v.extend((0..d * LANES).flat_map(|i| float(chunk + i / d < most)));
             }
         }
-        let v = (0..positions * d).map(|i| one(i / d)).collect();
         let from = (0..rows).map(|row| FROM[(index / 2 + row) % FROM.len()]).collect();
-        Self { visible: visible.iter().map(|x| *x as u32).collect(), from, k, v }
+        Self { format, visible: visible.iter().map(|x| *x as u32).collect(), from, k, v }
     }
 
-    /// Values of the format, which they have been rounded to, as its bytes.
-    fn bytes(values: &[f32], format: KvFormat) -> Vec<u8> {
+    fn float(bytes: &[u8], index: usize, format: KvFormat) -> f32 {
         match format {
-            KvFormat::F32 => bytemuck::cast_slice(values).to_vec(),
-            KvFormat::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            KvFormat::F16 => f16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]]).to_f32(),
+            _ => {
+                f32::from_le_bytes(bytes[4 * index..4 * index + 4].try_into().expect("four bytes"))
+            }
         }
     }
 
+    /// A key of floats, or its code.
     fn key(&self, d: usize, position: usize, i: usize) -> f32 {
-        self.k[position / LANES * LANES * d + i * LANES + position % LANES]
+        let (chunk, lane) = (position / LANES, position % LANES);
+        match self.format {
+            KvFormat::F32 | KvFormat::F16 => {
+                Self::float(&self.k, chunk * LANES * d + i * LANES + lane, self.format)
+            }
+            KvFormat::I8 | KvFormat::I4 => {
+                f32::from(self.k[chunk * LANES * (d + 4) + i / 4 * 64 + lane * 4 + i % 4] as i8)
+            }
+        }
+    }
+
+    /// A value of floats, or its code.
+    fn value(&self, d: usize, position: usize, i: usize) -> f32 {
+        let (chunk, lane) = (position / LANES, position % LANES);
+        match self.format {
+            KvFormat::F32 | KvFormat::F16 => Self::float(&self.v, position * d + i, self.format),
+            KvFormat::I8 => f32::from(self.v[chunk * LANES * (d + 4) + lane * d + i] as i8),
+            KvFormat::I4 => {
+                let row = d.div_ceil(32) * 16;
+                let byte = self.v[chunk * LANES * (row + 4) + lane * row + i / 32 * 16 + i % 16];
+                f32::from(if i % 32 < 16 { byte & 15 } else { byte >> 4 }) - 8.0
+            }
+        }
+    }
+
+    /// The scales of the key and the value at a position; one for floats.
+    fn scales(&self, d: usize, position: usize) -> (f32, f32) {
+        let (chunk, lane) = (position / LANES, position % LANES);
+        let row = if self.format == KvFormat::I4 { d.div_ceil(32) * 16 } else { d };
+        let scale = |bytes: &[u8], row: usize| {
+            Self::float(bytes, (chunk * LANES * (row + 4) + LANES * row) / 4 + lane, KvFormat::F32)
+        };
+        match self.format {
+            KvFormat::F32 | KvFormat::F16 => (1.0, 1.0),
+            KvFormat::I8 | KvFormat::I4 => (scale(&self.k, d), scale(&self.v, row)),
+        }
+    }
+}
+
+impl AttendCase {
+    /// A query's code.
+    fn code(&self, row: usize, i: usize) -> i32 {
+        let codes = &self.codes[row * 4 * self.d..];
+        128 * i32::from(codes[i]) + i32::from(codes[self.d + i])
     }
 }
 
@@ -1323,10 +1399,16 @@ impl Case for AttendCase {
                 sum: arena.output(&sum, place),
                 acc: arena.output(&acc, place),
                 q: arena.input(&self.q, place),
+                q_codes: arena.input(&self.codes, place),
+                q_scales: arena.input(&self.scales, place),
+                q_sums: arena.input(&self.sums, place),
                 rows,
                 d,
-                k: arena.input(&Block::bytes(&block.k, self.format), place),
-                v: arena.input(&Block::bytes(&block.v, self.format), place),
+                k: arena.input(&block.k, place),
+                v: arena.input(&block.v, place),
+                // Only ever fetched: an address that is not there must do no harm.
+                next_k: std::ptr::without_provenance(4096),
+                next_v: std::ptr::null(),
                 visible: arena.input(&block.visible, place),
                 from: arena.input(&block.from, place),
                 scale: self.scale,
@@ -1360,13 +1442,24 @@ impl Case for AttendCase {
                         continue;
                     }
                     let score = |position: usize| {
-                        let mut partial = [0.0_f32; 4];
-                        for i in 0..d {
-                            let key = block.key(d, position, i);
-                            partial[i % 4] = q[i].mul_add(key, partial[i % 4]);
-                        }
-                        let dot = (partial[0] + partial[1]) + (partial[2] + partial[3]);
-                        let score = dot * self.scale;
+                        let score = match self.format {
+                            KvFormat::F32 | KvFormat::F16 => {
+                                let mut partial = [0.0_f32; 4];
+                                for i in 0..d {
+                                    let key = block.key(d, position, i);
+                                    partial[i % 4] = q[i].mul_add(key, partial[i % 4]);
+                                }
+                                (partial[0] + partial[1]) + (partial[2] + partial[3])
+                            }
+                            KvFormat::I8 | KvFormat::I4 => {
+                                let code = |i| i64::from(self.code(row, i));
+                                let products =
+                                    (0..d).map(|i| code(i) * block.key(d, position, i) as i64);
+                                let dot: i64 = products.sum();
+                                dot as f32 * (self.scales[row] * block.scales(d, position).0)
+                            }
+                        };
+                        let score = score * self.scale;
                         match self.softcap {
                             0.0 => score,
                             cap => cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0)),
@@ -1383,8 +1476,9 @@ impl Case for AttendCase {
                     for (position, score) in positions.zip(scores) {
                         let weight = exp(score - top);
                         sum[position % LANES] += weight;
+                        let weight = weight * block.scales(d, position).1;
                         for (i, acc) in acc.iter_mut().enumerate() {
-                            *acc = weight.mul_add(block.v[position * d + i], *acc);
+                            *acc = weight.mul_add(block.value(d, position, i), *acc);
                         }
                     }
                 }
@@ -1413,9 +1507,15 @@ impl Case for AttendCase {
             let scores: Vec<f64> = seen
                 .clone()
                 .map(|(block, position)| {
-                    let q = self.q[row * d..][..d].iter().enumerate();
+                    let q = |i: usize| match self.format {
+                        KvFormat::F32 | KvFormat::F16 => f64::from(self.q[row * d + i]),
+                        KvFormat::I8 | KvFormat::I4 => {
+                            f64::from(self.code(row, i)) * f64::from(self.scales[row])
+                        }
+                    };
+                    let scale = f64::from(block.scales(d, position).0);
                     let dot: f64 =
-                        q.map(|(i, q)| f64::from(*q) * f64::from(block.key(d, position, i))).sum();
+                        (0..d).map(|i| q(i) * f64::from(block.key(d, position, i)) * scale).sum();
                     let score = dot * f64::from(self.scale);
                     match f64::from(self.softcap) {
                         0.0 => score,
@@ -1430,9 +1530,11 @@ impl Case for AttendCase {
             let total: f64 = scores.iter().map(|score| (score - top).exp()).sum();
             let mut want = vec![0.0; d];
             for ((block, position), score) in seen.zip(&scores) {
+                let position = &position;
                 for (i, want) in want.iter_mut().enumerate() {
                     let weight = (score - top).exp() / total;
-                    *want += weight * f64::from(block.v[position * d + i]);
+                    let scale = f64::from(block.scales(d, *position).1);
+                    *want += weight * f64::from(block.value(d, *position, i)) * scale;
                 }
             }
             let sum: f32 = sum[row * LANES..][..LANES].iter().sum();

@@ -44,6 +44,24 @@
 #define nybl_matmul NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_matmul)
 #define nybl_cpu_features NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_cpu_features)
 #define nybl_kernel_name NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kernel_name)
+#define nybl_kv_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_create)
+#define nybl_kv_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_destroy)
+#define nybl_kv_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_get_stats)
+#define nybl_kv_trim NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_trim)
+#define nybl_kv_sequence_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_create)
+#define nybl_kv_sequence_fork NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_fork)
+#define nybl_kv_sequence_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_destroy)
+#define nybl_kv_sequence_length NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_length)
+#define nybl_kv_sequence_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_sequence_truncate)
+#define nybl_kv_reserve NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_reserve)
+#define nybl_kv_write NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_write)
+#define nybl_kv_attend NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_attend)
+#define nybl_kv_commit NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_commit)
+#define nybl_kv_reuse NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_reuse)
+#define nybl_kv_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_share)
+#define nybl_kv_drop NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_drop)
+#define nybl_kv_save NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_save)
+#define nybl_kv_load NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_kv_load)
 #define nybl_verify NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_verify)
 #define nybl_drafter_create_ngram NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_ngram)
 #define nybl_drafter_create_callback NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_callback)
@@ -559,6 +577,360 @@ nybl_status nybl_kernel_name(const struct nybl_layout *layout,
                              uint32_t features,
                              char *buffer,
                              size_t capacity);
+
+/* -------------------------------------------------------------------------------------------------
+ * The KV cache alone, for hosts that compute keys, values and queries themselves.
+ */
+
+/**
+ * Keys and values as they are given.
+ */
+#define NYBL_KV_F32 0
+
+/**
+ * Rounded to half precision: half the memory.
+ */
+#define NYBL_KV_F16 1
+
+/**
+ * Eight bits and a scale for each token and head: about a quarter of the memory.
+ */
+#define NYBL_KV_I8 2
+
+/**
+ * Keys of eight bits, values of four; the first 64 tokens of a sequence stay in half precision.
+ */
+#define NYBL_KV_I4 3
+
+/**
+ * A cache: blocks of keys and values that sequences share. Any thread may call; calls on one cache run
+ * one after the other.
+ */
+typedef struct nybl_kv nybl_kv;
+
+/**
+ * One sequence of tokens in a cache. One thread at a time; a second one gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_kv_sequence nybl_kv_sequence;
+
+/**
+ * Settings of a cache. Zero is the default where one is named.
+ */
+typedef struct nybl_kv_config {
+    /**
+     * sizeof(nybl_kv_config).
+     */
+    uint32_t struct_size;
+    /**
+     * One of NYBL_KV_*: how keys and values are kept.
+     */
+    uint32_t format;
+    /**
+     * Layers that have a cache.
+     */
+    uint32_t n_layers;
+    /**
+     * KV heads in a layer.
+     */
+    uint32_t n_kv_heads;
+    /**
+     * Floats in a head.
+     */
+    uint32_t head_dim;
+    /**
+     * Tokens in a block: a multiple of 16 from 16 to 256 (16, 32 or 64 for NYBL_KV_I4); 0 for 64. Does
+     * not change a result.
+     */
+    uint32_t block_tokens;
+    /**
+     * Bytes of memory that blocks may take. They are taken when tokens need them.
+     */
+    uint64_t budget;
+    /**
+     * Threads for attention, the calling one included; 0 for one on each available core.
+     */
+    uint32_t threads;
+    /**
+     * Floats of a head that are rotated by position. Only compared with that of a saved sequence.
+     */
+    uint32_t rope_dim;
+    /**
+     * Base of the rotary wavelengths. Only compared with that of a saved sequence.
+     */
+    double rope_theta;
+    /**
+     * A number of your own for the model and adapter that keys and values come from: a saved sequence of
+     * another one is refused.
+     */
+    uint64_t model;
+    /**
+     * A folder for a file that takes blocks of idle sequences when the budget is used up; NULL for none.
+     */
+    const char *spill_folder;
+    /**
+     * Length of spill_folder in bytes.
+     */
+    size_t spill_folder_len;
+    /**
+     * Bytes that this file may take.
+     */
+    uint64_t spill_budget;
+} nybl_kv_config;
+
+/**
+ * What a cache holds and could hold.
+ */
+typedef struct nybl_kv_stats {
+    /**
+     * sizeof(nybl_kv_stats).
+     */
+    uint32_t struct_size;
+    /**
+     * Tokens in a block.
+     */
+    uint32_t block_tokens;
+    /**
+     * Bytes of a block.
+     */
+    uint64_t block_bytes;
+    /**
+     * Bytes of a token in all layers, NYBL_KV_I4's first 64 tokens left aside.
+     */
+    uint64_t token_bytes;
+    /**
+     * Bytes of memory that blocks take.
+     */
+    uint64_t bytes;
+    /**
+     * Bytes of memory that they may take.
+     */
+    uint64_t budget;
+    /**
+     * Blocks in memory.
+     */
+    uint64_t resident;
+    /**
+     * Blocks that a sequence holds; shared ones count once.
+     */
+    uint64_t used;
+    /**
+     * Blocks that a sequence with the same beginning would find.
+     */
+    uint64_t cached;
+    /**
+     * Blocks in the spill file.
+     */
+    uint64_t spilled;
+    /**
+     * Bytes of the spill file that they take.
+     */
+    uint64_t spilled_bytes;
+} nybl_kv_stats;
+
+/**
+ * What nybl_kv_attend() computes.
+ */
+typedef struct nybl_kv_attend_args {
+    /**
+     * sizeof(nybl_kv_attend_args).
+     */
+    uint32_t struct_size;
+    /**
+     * The layer.
+     */
+    uint32_t layer;
+    /**
+     * Query heads: a multiple of the KV heads, which they share in equal groups, neighbours together.
+     */
+    uint32_t n_heads;
+    /**
+     * Query rows.
+     */
+    uint32_t rows;
+    /**
+     * Where row 0 was written, counted from the end of the committed tokens: 0 for the first token behind
+     * them. Rows follow each other from there, or are a tree.
+     */
+    uint32_t first;
+    /**
+     * Positions that a row sees, its own included; 0 for all before it.
+     */
+    uint32_t window;
+    /**
+     * First positions of the sequence that are seen besides the window (attention sinks).
+     */
+    uint32_t sinks;
+    /**
+     * Multiplied onto each score; 0 for 1 / sqrt(head_dim).
+     */
+    float scale;
+    /**
+     * Scores are bent to lie within this of zero by tanh, after the scale; 0 leaves them alone.
+     */
+    float softcap;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
+    /**
+     * rows x n_heads x head_dim.
+     */
+    const float *queries;
+    /**
+     * Queries for the sinks of rows whose window has left them, rotated to position sinks + window - 1,
+     * so that distances never exceed what the model was trained on; NULL to use queries.
+     */
+    const float *sink_queries;
+    /**
+     * For a tree of drafts: row i + 1 follows row parents[i] <= i, rows - 1 numbers, as for
+     * nybl_verify(); a row sees the sequence, its ancestors and itself. NULL for rows that follow each
+     * other. `first` must be 0.
+     */
+    const uint32_t *parents;
+    /**
+     * rows x n_heads x head_dim.
+     */
+    float *output;
+} nybl_kv_attend_args;
+
+/**
+ * Makes an empty cache. Destroy it with nybl_kv_destroy().
+ */
+nybl_status nybl_kv_create(const struct nybl_kv_config *config, struct nybl_kv **out);
+
+/**
+ * Gives up a cache. Its memory goes with its last sequence. NULL is ignored.
+ */
+void nybl_kv_destroy(struct nybl_kv *kv);
+
+/**
+ * Fills `stats`, whose struct_size the caller has set.
+ */
+nybl_status nybl_kv_get_stats(const struct nybl_kv *kv, struct nybl_kv_stats *stats);
+
+/**
+ * Gives the memory of all blocks that no sequence holds back to the system, and with it what new
+ * sequences could have found there. Stores the bytes in `freed`, which may be NULL.
+ */
+nybl_status nybl_kv_trim(struct nybl_kv *kv, uint64_t *freed);
+
+/**
+ * Makes an empty sequence in a cache. Destroy it with nybl_kv_sequence_destroy(); it keeps the cache
+ * alive.
+ */
+nybl_status nybl_kv_sequence_create(struct nybl_kv *kv,
+                                    struct nybl_kv_sequence **out);
+
+/**
+ * Makes a second sequence with the same committed tokens. The two share all blocks; one is copied when one
+ * of the two writes into it. A reservation of `sequence` is dropped.
+ */
+nybl_status nybl_kv_sequence_fork(struct nybl_kv_sequence *sequence,
+                                  struct nybl_kv_sequence **out);
+
+/**
+ * Ends a sequence and lets go of its blocks. No call on it may be in progress. NULL is ignored.
+ */
+void nybl_kv_sequence_destroy(struct nybl_kv_sequence *sequence);
+
+/**
+ * Stores how many tokens are committed.
+ */
+nybl_status nybl_kv_sequence_length(const struct nybl_kv_sequence *sequence, size_t *length);
+
+/**
+ * Keeps the first `length` tokens, and drops a reservation. Works within shared blocks. What is longer
+ * than the sequence changes nothing else. A length inside what nybl_kv_drop() took becomes the length
+ * before it; nybl_kv_sequence_length() tells.
+ */
+nybl_status nybl_kv_sequence_truncate(struct nybl_kv_sequence *sequence,
+                                      size_t length);
+
+/**
+ * Makes room for `count` more tokens behind those committed, copies the last block if another sequence
+ * shares it, and brings blocks back from the spill file. NYBL_ERR_KV_EXHAUSTED when the budget does not
+ * allow it: nothing has changed then.
+ */
+nybl_status nybl_kv_reserve(struct nybl_kv_sequence *sequence,
+                            size_t count);
+
+/**
+ * Writes the keys and values of one layer for `rows` tokens, the first of them `first` places behind the
+ * committed ones. Room for them must have been reserved. `keys` and `values` are rows x n_kv_heads x
+ * head_dim.
+ */
+nybl_status nybl_kv_write(struct nybl_kv_sequence *sequence,
+                          uint32_t layer,
+                          size_t first,
+                          size_t rows,
+                          const float *keys,
+                          const float *values);
+
+/**
+ * Computes attention of query rows over a sequence: softmax(scale * q . k) . v, over the committed tokens
+ * and what has been written behind them up to each row's own place. Equal bits whatever the block
+ * size, the number of threads, and however the sequence came about.
+ */
+nybl_status nybl_kv_attend(struct nybl_kv_sequence *sequence,
+                           const struct nybl_kv_attend_args *args);
+
+/**
+ * Holds tokens that were reserved and written in all layers: the first `count` of them, or, with `path`,
+ * the rows that it names, ascending, whose keys and values move together (what nybl_verify() accepted of
+ * a tree, with row 0 in front). The places of the others may be written again.
+ */
+nybl_status nybl_kv_commit(struct nybl_kv_sequence *sequence,
+                           const uint32_t *path,
+                           size_t count);
+
+/**
+ * Takes over blocks that hold the beginning of `ids`, the whole sequence as it is going to be: what
+ * another sequence of the same cache has shared with nybl_kv_share(). At least one token is left to
+ * compute. Stores in `length` how many tokens the sequence holds now.
+ */
+nybl_status nybl_kv_reuse(struct nybl_kv_sequence *sequence,
+                          const uint32_t *ids,
+                          size_t count,
+                          size_t *length);
+
+/**
+ * Lets other sequences find the full blocks of this one. `ids` are its tokens from the start, as far as
+ * they are committed. Never pass drafts.
+ */
+nybl_status nybl_kv_share(struct nybl_kv_sequence *sequence,
+                          const uint32_t *ids,
+                          size_t count);
+
+/**
+ * Gives back the blocks that lie wholly between the first `sinks` tokens and position `from`, which no
+ * layer will look at again. They cannot come back.
+ */
+nybl_status nybl_kv_drop(struct nybl_kv_sequence *sequence,
+                         size_t sinks,
+                         size_t from);
+
+/**
+ * Writes the committed tokens with their keys and values to the file at `path`, which is replaced whole or
+ * not at all. `ids` are the tokens, one for each.
+ */
+nybl_status nybl_kv_save(struct nybl_kv_sequence *sequence,
+                         const uint32_t *ids,
+                         size_t count,
+                         const char *path,
+                         size_t path_len);
+
+/**
+ * Fills an empty sequence from a file that nybl_kv_save() wrote, in this process or another one. Stores the
+ * tokens in `ids` and their number in `count`; with too little room there NYBL_ERR_BUFFER_TOO_SMALL, the
+ * number, and an empty sequence. NYBL_ERR_CORRUPT for a damaged file, NYBL_ERR_UNSUPPORTED for one of
+ * another model, shape or format; the text of the error has the reason.
+ */
+nybl_status nybl_kv_load(struct nybl_kv_sequence *sequence,
+                         const char *path,
+                         size_t path_len,
+                         uint32_t *ids,
+                         size_t capacity,
+                         size_t *count);
 
 /* -------------------------------------------------------------------------------------------------
  * Verifier
@@ -1195,6 +1567,41 @@ typedef struct nybl_session_config {
      * Where the random numbers start: the same seed gives the same tokens on every device.
      */
     uint64_t seed;
+    /**
+     * One of NYBL_KV_*: how keys and values are kept. All but NYBL_KV_F32 take less memory and round them.
+     */
+    uint32_t kv_format;
+    /**
+     * With `window`: the first tokens that are looked at and kept for good; 4 is usual.
+     */
+    uint32_t sinks;
+    /**
+     * When not 0, every token looks at the first `sinks` and the last `window` tokens alone, and only those
+     * are kept: `context` may then be longer than what the model was trained for, `sinks` and `window`
+     * together may not.
+     */
+    uint32_t window;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved2;
+    /**
+     * Bytes of memory for the keys and values of all sessions of the model that agree in the settings
+     * above; 0 for as many as their contexts need.
+     */
+    uint64_t kv_budget;
+    /**
+     * A folder for a file that takes those of idle sessions when this is used up; NULL for none.
+     */
+    const char *kv_spill_folder;
+    /**
+     * Length of kv_spill_folder in bytes.
+     */
+    size_t kv_spill_folder_len;
+    /**
+     * Bytes that this file may take.
+     */
+    uint64_t kv_spill_budget;
 } nybl_session_config;
 
 /**
@@ -1666,6 +2073,30 @@ typedef struct nybl_api {
     nybl_status (*runtime_set_power_mode)(const nybl_runtime *runtime, int32_t mode);
     nybl_status (*runtime_get_governor_state)(const nybl_runtime *runtime,
         struct nybl_governor_state *state);
+    nybl_status (*kv_create)(const struct nybl_kv_config *config, struct nybl_kv **out);
+    void (*kv_destroy)(struct nybl_kv *kv);
+    nybl_status (*kv_get_stats)(const struct nybl_kv *kv, struct nybl_kv_stats *stats);
+    nybl_status (*kv_trim)(struct nybl_kv *kv, uint64_t *freed);
+    nybl_status (*kv_sequence_create)(struct nybl_kv *kv, struct nybl_kv_sequence **out);
+    nybl_status (*kv_sequence_fork)(struct nybl_kv_sequence *sequence,
+        struct nybl_kv_sequence **out);
+    void (*kv_sequence_destroy)(struct nybl_kv_sequence *sequence);
+    nybl_status (*kv_sequence_length)(const struct nybl_kv_sequence *sequence, size_t *length);
+    nybl_status (*kv_sequence_truncate)(struct nybl_kv_sequence *sequence, size_t length);
+    nybl_status (*kv_reserve)(struct nybl_kv_sequence *sequence, size_t count);
+    nybl_status (*kv_write)(struct nybl_kv_sequence *sequence, uint32_t layer, size_t first,
+        size_t rows, const float *keys, const float *values);
+    nybl_status (*kv_attend)(struct nybl_kv_sequence *sequence,
+        const struct nybl_kv_attend_args *args);
+    nybl_status (*kv_commit)(struct nybl_kv_sequence *sequence, const uint32_t *path, size_t count);
+    nybl_status (*kv_reuse)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count,
+        size_t *length);
+    nybl_status (*kv_share)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count);
+    nybl_status (*kv_drop)(struct nybl_kv_sequence *sequence, size_t sinks, size_t from);
+    nybl_status (*kv_save)(struct nybl_kv_sequence *sequence, const uint32_t *ids, size_t count,
+        const char *path, size_t path_len);
+    nybl_status (*kv_load)(struct nybl_kv_sequence *sequence, const char *path, size_t path_len,
+        uint32_t *ids, size_t capacity, size_t *count);
 } nybl_api;
 
 /**

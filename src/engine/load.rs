@@ -1,6 +1,7 @@
 //! Opening a model from any file that can be read.
 #![forbid(unsafe_code)]
 
+use super::cache::Caches;
 use super::pass::{Canceller, Door};
 use super::runtime::Runtime;
 use super::warm::{Progress, Warming};
@@ -30,6 +31,7 @@ pub struct Model {
     metadata: Metadata,
     config: Config,
     weights: Weights,
+    caches: Caches,
     #[cfg(feature = "text")]
     tokenizer: Option<Tokenizer>,
     #[cfg(feature = "chat")]
@@ -112,6 +114,7 @@ impl Model {
             metadata: without_vocabulary(metadata),
             config,
             weights,
+            caches: Caches::default(),
             #[cfg(feature = "chat")]
             chat: OnceLock::new(),
             warming: OnceLock::new(),
@@ -208,6 +211,17 @@ impl Model {
             pool: self.runtime.pool(),
             gate: Some(gate),
         }
+    }
+
+    /// The KV caches of its sessions.
+    pub(super) fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
+    /// Gives the KV memory that no session holds back to the system, and with it the prompts that could
+    /// have been found there. Returns the bytes.
+    pub fn trim(&self) -> usize {
+        self.caches.trim()
     }
 
     /// Tokens in the vocabulary.

@@ -4,8 +4,10 @@
 use super::load::Model;
 use super::pass::Canceller;
 use crate::error::{Error, Result};
+use crate::kernel::KvFormat;
+use crate::kv::BLOCK_TOKENS;
 use crate::kv::blocks::BlockTable;
-use crate::kv::store::KvStore;
+use crate::kv::store::{KvConfig, KvStore};
 use crate::model::forward::{Logits, Scratch};
 
 /// Runs `tokens` from an empty cache, `chunk` at a time, and hands each index with the logits after
@@ -17,6 +19,20 @@ use crate::model::forward::{Logits, Scratch};
 /// [`Error::ContextFull`] for more tokens than the model was trained for; [`Error::OutOfMemory`].
 pub fn score(
     model: &Model,
+    tokens: &[u32],
+    chunk: usize,
+    each: impl FnMut(usize, &[f32]),
+) -> Result<()> {
+    score_in(model, KvFormat::F32, tokens, chunk, each)
+}
+
+/// [`score`] with keys and values kept in `format`.
+///
+/// # Errors
+/// As [`score`].
+pub fn score_in(
+    model: &Model,
+    format: KvFormat,
     tokens: &[u32],
     chunk: usize,
     mut each: impl FnMut(usize, &[f32]),
@@ -33,7 +49,12 @@ pub fn score(
     }
     let chunk = chunk.min(tokens.len().max(1));
     let mut scratch = Scratch::new(model.config(), model.weights(), (chunk, tokens.len()), chunk)?;
-    let mut store = KvStore::new(model.config().kv_shape(), context);
+    let shape = model.config().kv_shape();
+    // A block more, because those at the start of a sequence may be larger.
+    let budget = (context + 2 * BLOCK_TOKENS) * shape.token_bytes(KvFormat::F32);
+    let block_tokens = BLOCK_TOKENS;
+    let config = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
+    let mut store = KvStore::with(&config)?;
     let mut table = BlockTable::default();
     store.reserve(&mut table, tokens.len())?;
     let canceller = Canceller::default();

@@ -4,19 +4,21 @@
 //! changed nothing or, when it broke off inside the model, poisoned the session until it is reset.
 #![forbid(unsafe_code)]
 
+use super::cache::{Cache, Kind, KvLimit};
 use super::load::Model;
 use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kernel::KvFormat;
 use crate::kv::BLOCK_TOKENS;
+use crate::kv::attend::Streaming;
 use crate::kv::blocks::BlockTable;
-use crate::kv::snapshot;
-use crate::kv::store::{KvConfig, KvStore};
+use crate::kv::hash::{START, mix};
+use crate::kv::snapshot::{self, Identity};
 use crate::memory::Aligned;
 use crate::model::forward::{Logits, Scratch};
 use crate::text::sample::{Hook, Sampler, SamplerConfig};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Settings of a [`Session`].
@@ -28,8 +30,13 @@ pub struct SessionConfig {
     pub prefill_chunk: usize,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
-    /// How keys and values are kept. f16 takes half the memory and rounds them.
+    /// How keys and values are kept. All but f32 take less memory and round them.
     pub kv_format: KvFormat,
+    /// Looks at the first and the last tokens alone, and keeps only those, so that the sequence need not
+    /// end: `context` may then be longer than what the model was trained for.
+    pub streaming: Option<Streaming>,
+    /// Bounds the KV memory of all sessions of this model that agree in the two settings before.
+    pub kv_limit: Option<KvLimit>,
 }
 
 /// What a call of [`Session::next`] came to.
@@ -46,8 +53,11 @@ pub enum Next {
 /// One sequence on a model.
 pub struct Session {
     model: Arc<Model>,
-    /// Shared with the forks of this session.
-    store: Arc<Mutex<KvStore>>,
+    /// Shared with all sessions of the model whose keys and values are alike.
+    cache: Arc<Cache>,
+    /// Tokens that there is room for in it.
+    room: usize,
+    streaming: Option<Streaming>,
     table: BlockTable,
     scratch: Scratch,
     tokens: Vec<u32>,
@@ -70,46 +80,60 @@ impl Session {
     pub fn new(model: Arc<Model>, config: &SessionConfig) -> Result<Self> {
         let trained = model.config().context;
         let context = if config.context == 0 { trained } else { config.context };
-        if context > trained {
+        let streaming = config.streaming;
+        // The longest distance between tokens that look at each other.
+        let reach =
+            streaming.map_or(context, |Streaming { sinks, window }| sinks.saturating_add(window));
+        if reach > trained {
             return Err(Error::InvalidArgument(format!(
-                "a context of {context} tokens: the model was trained for {trained}"
+                "a context of {reach} tokens: the model was trained for {trained}"
             )));
         }
+        if context > MOST_TOKENS || streaming.is_some_and(|streaming| streaming.window == 0) {
+            let text = format!("a sequence of {context} tokens, or a window of none");
+            return Err(Error::InvalidArgument(text));
+        }
         let chunk = if config.prefill_chunk == 0 { 128 } else { config.prefill_chunk };
-        let (shape, format) = (model.config().kv_shape(), config.kv_format);
-        let budget = context.next_multiple_of(BLOCK_TOKENS) * shape.token_bytes(format);
-        let block_tokens = BLOCK_TOKENS;
-        let store = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
-        let store = KvStore::with(&store)?;
         let chunk = chunk.min(context);
+        let long = model.config().rope.is_long(reach);
+        let kind = Kind { format: config.kv_format, long, streaming };
+        let cache = model.caches().open(kind, model.config().kv_shape())?;
+        if let Some(limit) = &config.kv_limit {
+            cache.lock().limit(limit)?;
+        }
         let sampler = Sampler::new(config.sampler)?;
-        Self::on(
-            model,
-            Arc::new(Mutex::new(store)),
-            BlockTable::default(),
-            sampler,
-            (context, chunk),
-        )
+        Self::on(model, cache, sampler, (context, chunk), streaming)
     }
 
-    /// A session over `table` in `store`; on failure the table is dropped as it is.
+    /// An empty session in `cache`.
     fn on(
         model: Arc<Model>,
-        store: Arc<Mutex<KvStore>>,
-        table: BlockTable,
+        cache: Arc<Cache>,
         sampler: Sampler,
         (context, chunk): (usize, usize),
+        streaming: Option<Streaming>,
     ) -> Result<Self> {
         let mut tokens = Vec::new();
         tokens
             .try_reserve_exact(context)
             .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: context * 4 })?;
+        let reach = streaming.map_or(context, |Streaming { sinks, window }| sinks + window);
+        let mut scratch = Scratch::new(model.config(), model.weights(), (chunk, reach), 1)?;
+        scratch.stream(model.config(), reach, streaming)?;
+        // Sinks, window and chunk begin and end anywhere in a block.
+        let kept = reach.saturating_add(chunk + 4 * BLOCK_TOKENS);
+        let logits = Aligned::zeroed("logits", model.vocab())?;
+        // Last, because what fails before it has nothing to give back.
+        let room = context.min(kept);
+        cache.lock().join(room);
         Ok(Self {
-            store,
-            table,
-            scratch: Scratch::new(model.config(), model.weights(), (chunk, context), 1)?,
+            cache,
+            room,
+            streaming,
+            table: BlockTable::default(),
+            scratch,
             tokens,
-            logits: Aligned::zeroed("logits", model.vocab())?,
+            logits,
             fresh: false,
             sampler,
             context,
@@ -128,17 +152,14 @@ impl Session {
     /// [`Error::Poisoned`], [`Error::OutOfMemory`].
     pub fn fork(&mut self) -> Result<Self> {
         self.check(&[])?;
-        let (model, store) = (Arc::clone(&self.model), Arc::clone(&self.store));
+        let (model, cache) = (Arc::clone(&self.model), Arc::clone(&self.cache));
         let shape = (self.context, self.chunk);
         // Everything that can fail comes before blocks are shared.
-        let mut fork = Self::on(model, store, BlockTable::default(), self.sampler.clone(), shape)?;
+        let mut fork = Self::on(model, cache, self.sampler.clone(), shape, self.streaming)?;
         fork.tokens.extend_from_slice(&self.tokens);
         fork.logits.copy_from_slice(&self.logits);
         fork.fresh = self.fresh;
-        let mut store = lock(&self.store);
-        fit(&mut store, self.context, Arc::strong_count(&self.store));
-        fork.table = store.fork(&mut self.table)?;
-        drop(store);
+        fork.table = self.cache.lock().store.fork(&mut self.table)?;
         Ok(fork)
     }
 
@@ -149,9 +170,8 @@ impl Session {
     /// [`Error::Io`]; as [`Session::logits`].
     pub fn save(&mut self, path: &Path) -> Result<()> {
         self.refresh()?;
-        let identity = self.model.kv_identity(self.context);
-        let store = lock(&self.store);
-        snapshot::save_file(&store, &self.table, &self.tokens, &identity, path)
+        let (identity, store) = (self.identity(), &mut self.cache.lock().store);
+        snapshot::save_file(store, &self.table, &self.tokens, &identity, path)
     }
 
     /// Replaces the sequence by the one in the file at `path`, which [`Session::save`] wrote, in this
@@ -161,13 +181,12 @@ impl Session {
     /// [`Error::Corrupt`] or [`Error::Unsupported`] with the reason why the file cannot be used,
     /// [`Error::ContextFull`] when it holds more tokens than fit, [`Error::Io`], [`Error::OutOfMemory`].
     pub fn restore(&mut self, path: &Path) -> Result<()> {
-        let (context, sessions) = (self.context, Arc::strong_count(&self.store));
-        let mut store = lock(&self.store);
+        let (context, identity) = (self.context, self.identity());
+        let mut shared = self.cache.lock();
         // Both sequences exist for a moment.
-        fit(&mut store, context, sessions + 1);
+        shared.join(self.room);
         let mut table = BlockTable::default();
-        let identity = self.model.kv_identity(context);
-        let found = snapshot::restore_file(&mut store, &mut table, &identity, path);
+        let found = snapshot::restore_file(&mut shared.store, &mut table, &identity, path);
         let vocab = self.model.vocab();
         let full = Error::ContextFull { limit: context };
         let found = found.map_err(|error| match error {
@@ -185,13 +204,16 @@ impl Session {
         if found.is_ok() {
             std::mem::swap(&mut table, &mut self.table);
         }
-        store.truncate(&mut table, 0);
-        fit(&mut store, context, sessions);
+        shared.store.truncate(&mut table, 0);
+        shared.leave(self.room);
         let found = found?;
+        let store = &mut shared.store;
         store.publish(&mut self.table, &found);
         // The logits are not in the file: the step of the last token is repeated, to the same bits.
         let keep = found.len().saturating_sub(1);
-        store.rewind(&mut self.table, keep, self.model.config().first_seen(keep));
+        let (_, first_seen) = seen(&self.model, self.streaming, keep);
+        store.rewind(&mut self.table, keep, first_seen);
+        drop(shared);
         self.tokens.clear();
         self.tokens.extend_from_slice(&found);
         self.fresh = false;
@@ -223,11 +245,11 @@ impl Session {
         self.context
     }
 
-    /// Bytes of KV blocks, those of forks included, and of all other buffers.
+    /// Bytes of KV blocks, those of all sessions that share the cache, and of all other buffers.
     #[must_use]
     pub fn bytes(&self) -> (usize, usize) {
         let other = self.scratch.bytes() + self.logits.bytes() + 4 * self.tokens.capacity();
-        (lock(&self.store).bytes(), other)
+        (self.cache.lock().store.bytes(), other)
     }
 
     /// Logits go through `hook` before a token is chosen from them, or through none. Forks keep it.
@@ -250,14 +272,12 @@ impl Session {
         self.tokens.extend_from_slice(tokens);
         if let Err(error) = self.reserve(0) {
             self.tokens.truncate(before);
-            let keep = self.table.len().min(before);
-            let first_seen = self.model.config().first_seen(keep);
-            lock(&self.store).rewind(&mut self.table, keep, first_seen);
+            self.rewind(self.table.len().min(before));
+            self.fresh = false;
             return Err(error);
         }
         if let Err(error) = self.catch_up() {
             // What has been computed is found again when the same tokens are appended once more.
-            lock(&self.store).publish(&mut self.table, &self.tokens);
             self.truncate(before);
             return Err(error);
         }
@@ -326,18 +346,20 @@ impl Session {
     ) -> Result<&'a [f32]> {
         self.check(drafts)?;
         self.reserve(drafts.len())?;
+        scratch.stream(self.model.config(), self.reach(), self.streaming)?;
         let rows = [&self.tokens[self.table.len()..], drafts].concat();
         let model = Arc::clone(&self.model);
         let step = model.runtime().step()?;
         self.drafts = step.drafts;
         let (start, door) = (Instant::now(), model.door(&self.canceller));
-        let mut store = lock(&self.store);
+        let mut shared = self.cache.lock();
+        let store = &mut shared.store;
+        store.load(&self.table)?;
         // As in `run_chunk`.
         self.poisoned = true;
-        let logits =
-            scratch.forward(model.parts(&door), &rows, &mut store, &self.table, Logits::All);
+        let logits = scratch.forward(model.parts(&door), &rows, store, &self.table, Logits::All);
         self.poisoned = false;
-        drop(store);
+        drop(shared);
         let logits = logits?;
         self.canceller.sleep(step.rest(start.elapsed()))?;
         Ok(logits)
@@ -377,8 +399,7 @@ impl Session {
             // The logits after the last token kept are gone: its step is repeated when they are asked
             // for, which gives the same bits.
             let keep = self.table.len().min(len.saturating_sub(1));
-            let first_seen = self.model.config().first_seen(keep);
-            lock(&self.store).rewind(&mut self.table, keep, first_seen);
+            self.rewind(keep);
             self.fresh = false;
         }
     }
@@ -407,12 +428,32 @@ impl Session {
     }
 
     /// Makes room in the cache for all tokens of the sequence and `ahead` more, taking over what is
-    /// cached of them.
+    /// cached of them. An endless sequence makes room as it goes.
     fn reserve(&mut self, ahead: usize) -> Result<()> {
-        let mut store = lock(&self.store);
+        let store = &mut self.cache.lock().store;
         store.reuse(&mut self.table, &self.tokens);
         let missing = self.tokens.len() + ahead - self.table.len();
-        store.reserve(&mut self.table, missing)
+        let most = if self.streaming.is_some() { self.scratch.most() + ahead } else { usize::MAX };
+        store.reserve(&mut self.table, missing.min(most))
+    }
+
+    /// What keys and values of this session are worth to another one.
+    fn identity(&self) -> Identity {
+        let identity = self.model.kv_identity(self.reach());
+        let Some(Streaming { sinks, window }) = self.streaming else { return identity };
+        let model = mix(mix(mix(START, identity.model), sinks as u64), window as u64);
+        Identity { model, ..identity }
+    }
+
+    /// The longest distance between tokens that look at each other.
+    fn reach(&self) -> usize {
+        self.streaming.map_or(self.context, |Streaming { sinks, window }| sinks + window)
+    }
+
+    /// Keeps the cache of the first `len` tokens, or of fewer where a window has dropped what comes next.
+    fn rewind(&mut self, len: usize) {
+        let (_, first_seen) = seen(&self.model, self.streaming, len);
+        self.cache.lock().store.rewind(&mut self.table, len, first_seen);
     }
 
     /// Runs what is not yet in the cache, so that `logits` belong to the last token.
@@ -434,11 +475,12 @@ impl Session {
     fn shed(&mut self) {
         // One position less, because the step of the last token may be repeated.
         let next = self.table.len().saturating_sub(1);
-        let first_seen = self.model.config().first_seen(next);
-        lock(&self.store).drop_before(&mut self.table, 0, first_seen);
+        let (sinks, first_seen) = seen(&self.model, self.streaming, next);
+        self.cache.lock().store.drop_before(&mut self.table, sinks, first_seen);
     }
 
-    /// Runs all tokens that are not yet in the cache. On failure those of whole chunks are.
+    /// Runs all tokens that are not yet in the cache. Other sessions get their turn between chunks. On
+    /// failure those of whole chunks are in the cache.
     fn catch_up(&mut self) -> Result<()> {
         let model = Arc::clone(&self.model);
         while self.table.len() < self.tokens.len() {
@@ -446,11 +488,10 @@ impl Session {
             self.drafts = step.drafts;
             let start = Instant::now();
             self.run_chunk(&model)?;
+            self.shed();
             self.fresh = self.table.len() == self.tokens.len();
             self.canceller.sleep(step.rest(start.elapsed()))?;
         }
-        lock(&self.store).publish(&mut self.table, &self.tokens);
-        self.shed();
         Ok(())
     }
 
@@ -459,36 +500,45 @@ impl Session {
         let chunk = &left[..left.len().min(self.scratch.most())];
         let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
         let door = model.door(&self.canceller);
-        let mut store = lock(&self.store);
+        let store = &mut self.cache.lock().store;
+        // Has been reserved, except in an endless sequence, or when another session has spilled it since.
+        if self.table.reserved() < self.table.len() + chunk.len() {
+            store.reserve(&mut self.table, chunk.len())?;
+        }
+        store.load(&self.table)?;
         // Should the model panic, the cache may hold half a step.
         self.poisoned = true;
-        let logits = self.scratch.forward(model.parts(&door), chunk, &mut store, &self.table, want);
+        let logits = self.scratch.forward(model.parts(&door), chunk, store, &self.table, want);
         self.poisoned = false;
         let logits = logits?;
         if want == Logits::Last {
             self.logits.copy_from_slice(logits);
         }
         self.table.commit(chunk.len());
+        store.publish(&mut self.table, &self.tokens);
         Ok(())
+    }
+}
+
+/// Longest sequence, endless ones included: positions are numbers of 32 bits in places.
+const MOST_TOKENS: usize = 1 << 24;
+
+/// How many tokens at the start of a sequence are kept, and the first position that is looked at besides
+/// them from position `next` on.
+fn seen(model: &Model, streaming: Option<Streaming>, next: usize) -> (usize, usize) {
+    match streaming {
+        None => (0, model.config().first_seen(next)),
+        Some(Streaming { sinks, window }) => {
+            let start = (next + 1).saturating_sub(window);
+            (sinks, if start <= sinks { 0 } else { start })
+        }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let mut store = lock(&self.store);
-        store.truncate(&mut self.table, 0);
-        fit(&mut store, self.context, Arc::strong_count(&self.store) - 1);
+        let mut shared = self.cache.lock();
+        shared.store.truncate(&mut self.table, 0);
+        shared.leave(self.room);
     }
-}
-
-/// The store, also after a panic inside the model: that session is poisoned, and it can only have
-/// written where no other one reads.
-fn lock(store: &Mutex<KvStore>) -> MutexGuard<'_, KvStore> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives the store room for so many sessions of `context` tokens, so that none can take another's.
-fn fit(store: &mut KvStore, context: usize, sessions: usize) {
-    let blocks = context.div_ceil(store.pool().block_tokens());
-    store.set_budget(sessions * blocks * store.block_bytes());
 }

@@ -14,6 +14,8 @@ mod status;
 
 mod kernels;
 
+mod kv;
+
 mod spec;
 
 mod drafter;
@@ -47,6 +49,7 @@ mod java;
 pub use api::*;
 pub use drafter::*;
 pub use kernels::*;
+pub use kv::*;
 pub use spec::*;
 pub use status::*;
 

@@ -4,10 +4,12 @@
 
 use super::model::nybl_model;
 use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard, nybl_status};
-use super::structs::{Sized32, handle, read_config, set, slice, write_result};
+use super::structs::{Sized32, handle, read_config, set, slice, text, write_result};
+use crate::engine::cache::KvLimit;
 use crate::engine::pass::Canceller;
 use crate::engine::session::{Next, Session, SessionConfig};
 use crate::engine::speculate::Speculator;
+use crate::kv::attend::Streaming;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use crate::text::tokenizer::Detokenizer;
@@ -59,9 +61,28 @@ pub struct nybl_session_config {
     pub reserved: u32,
     /// Where the random numbers start: the same seed gives the same tokens on every device.
     pub seed: u64,
+    /// One of NYBL_KV_*: how keys and values are kept. All but NYBL_KV_F32 take less memory and round them.
+    pub kv_format: u32,
+    /// With `window`: the first tokens that are looked at and kept for good; 4 is usual.
+    pub sinks: u32,
+    /// When not 0, every token looks at the first `sinks` and the last `window` tokens alone, and only those
+    /// are kept: `context` may then be longer than what the model was trained for, `sinks` and `window`
+    /// together may not.
+    pub window: u32,
+    /// Not used; must be zero.
+    pub reserved2: u32,
+    /// Bytes of memory for the keys and values of all sessions of the model that agree in the settings
+    /// above; 0 for as many as their contexts need.
+    pub kv_budget: u64,
+    /// A folder for a file that takes those of idle sessions when this is used up; NULL for none.
+    pub kv_spill_folder: *const c_char,
+    /// Length of kv_spill_folder in bytes.
+    pub kv_spill_folder_len: usize,
+    /// Bytes that this file may take.
+    pub kv_spill_budget: u64,
 }
 
-// SAFETY: `repr(C)`, starts with a u32, numbers only.
+// SAFETY: `repr(C)`, starts with a u32, and numbers and pointers may be zero.
 unsafe impl Sized32 for nybl_session_config {}
 
 /// nybl_event.kind: a token was generated.
@@ -111,9 +132,15 @@ pub unsafe extern "C" fn nybl_session_create(
             let model = &handle("model", model)?.model;
             let _memory = model.runtime().memory().enter();
             let config = read_config(config)?;
-            if config.reserved != 0 {
+            if config.reserved != 0 || config.reserved2 != 0 {
                 return Err(Failure::new(NYBL_ERR_UNSUPPORTED, "config->reserved is not zero"));
             }
+            let folder = text(
+                "config->kv_spill_folder",
+                config.kv_spill_folder,
+                config.kv_spill_folder_len,
+            )?;
+            let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
             let config = SessionConfig {
                 context: config.context as usize,
                 prefill_chunk: config.prefill_chunk as usize,
@@ -125,7 +152,16 @@ pub unsafe extern "C" fn nybl_session_create(
                     seed: config.seed,
                     ..SamplerConfig::default()
                 },
-                ..SessionConfig::default()
+                kv_format: super::kv::format("config->kv_format", config.kv_format)?,
+                streaming: (config.window > 0).then_some(Streaming {
+                    sinks: config.sinks as usize,
+                    window: config.window as usize,
+                }),
+                kv_limit: (config.kv_budget > 0).then(|| KvLimit {
+                    memory: bytes(config.kv_budget),
+                    spill_folder: (!folder.is_empty()).then(|| folder.into()),
+                    spill: bytes(config.kv_spill_budget),
+                }),
             };
             let session = Session::new(Arc::clone(model), &config)?;
             let canceller = session.canceller();

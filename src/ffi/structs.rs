@@ -93,6 +93,25 @@ pub(super) unsafe fn slice<'a, T>(
     }
 }
 
+/// The elements of a (pointer, length) argument, to be written.
+///
+/// # Safety
+/// `data` points to `len` initialised, writable elements that nothing else uses during `'a`, or is NULL
+/// with `len` zero.
+pub(super) unsafe fn slice_mut<'a, T>(
+    name: &str,
+    data: *mut T,
+    len: usize,
+) -> Result<&'a mut [T], Failure> {
+    // SAFETY: the caller vouches for the elements; length and alignment are checked there.
+    unsafe { slice(name, data, len) }?;
+    match data.is_null() {
+        true => Ok(&mut []),
+        // SAFETY: as above.
+        false => Ok(unsafe { std::slice::from_raw_parts_mut(data, len) }),
+    }
+}
+
 /// The text of a (pointer, length) argument.
 ///
 /// # Safety

@@ -149,13 +149,23 @@ pub struct SoftmaxArgs {
 
 /// One step of attention: query rows of one KV head against the keys and values of one block.
 ///
-/// Keys lie in chunks of 16 positions, `[d][16]` inside a chunk; values lie `[position][d]`; both are
-/// elements of the row's format, aligned to it. `d` is a multiple of 16. The running state of each query row is carried from block to block.
+/// Keys and values lie in chunks of 16 positions, one after the other. Float formats: keys `[d][16]`,
+/// values `[16][d]`, aligned to the element. Integer formats: keys `[d / 4][16][4]` of i8, values `[16][d]` of
+/// i8 or `[16][d / 32, rounded up][16]` bytes of two codes (columns 0 to 15 of 32 in the low nibbles, 16 to
+/// 31 in the high ones, each less 8), both followed by 16 scales, f32, aligned to 4. `d` is a multiple of 16.
+/// The running state of each query row is carried from block to block.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct AttendArgs {
-    /// `rows` query rows of `d` floats, scaled by the caller's `scale` inside.
+    /// `rows` query rows of `d` floats; unused by integer formats.
     pub q: *const f32,
+    /// `rows` query rows of codes, `code = 128 * high + low`: `d` high bytes, `d` low bytes, `d` codes as
+    /// i16; unused by float formats.
+    pub q_codes: *const i8,
+    /// One scale for each row of codes.
+    pub q_scales: *const f32,
+    /// The sum of each row of codes.
+    pub q_sums: *const i32,
     /// Query rows.
     pub rows: usize,
     /// Floats of a head, padded to a multiple of 16.
@@ -164,6 +174,10 @@ pub struct AttendArgs {
     pub k: *const u8,
     /// Values of this block.
     pub v: *const u8,
+    /// Keys that will be wanted after these, or NULL: fetched into the cache, never read.
+    pub next_k: *const u8,
+    /// Values that will be wanted after these, or NULL.
+    pub next_v: *const u8,
     /// For each query row, the end of the positions of this block that it sees.
     pub visible: *const u32,
     /// For each query row, the first position of this block that it sees; none when not below `visible`.

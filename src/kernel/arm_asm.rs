@@ -43,6 +43,35 @@ pub(super) fn smmla(mut acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t
     acc
 }
 
+/// Four halves as floats.
+#[inline]
+#[target_feature(enable = "neon")]
+#[cfg(not(miri))]
+pub(super) fn fcvtl(halves: uint16x4_t) -> float32x4_t {
+    let floats: float32x4_t;
+    // SAFETY: one instruction of the feature enabled here, on registers only.
+    unsafe {
+        asm!(
+            "fcvtl {0:v}.4s, {1:v}.4h",
+            out(vreg) floats, in(vreg) halves,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    floats
+}
+
+/// Fetches the cache line at `line`, wherever that is.
+#[inline(always)]
+pub(super) fn prefetch(line: *const u8) {
+    #[cfg(not(miri))]
+    // SAFETY: a hint, which never faults.
+    unsafe {
+        asm!("prfm pldl1keep, [{0}]", in(reg) line, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(miri)]
+    let _ = line;
+}
+
 /// `x` in every lane of a register of its own. The compiler would copy one register to the others, for
 /// which large cores use the pipes that multiply; the way from a general register leaves them alone.
 #[inline]
@@ -118,6 +147,17 @@ fn lanes(acc: int32x4_t, add: impl Fn(usize) -> i32) -> int32x4_t {
     unsafe {
         let acc: [i32; 4] = std::mem::transmute(acc);
         std::mem::transmute(std::array::from_fn::<_, 4, _>(|i| acc[i].wrapping_add(add(i))))
+    }
+}
+
+/// The instruction of the same name, one half after the other.
+#[target_feature(enable = "neon")]
+#[cfg(miri)]
+pub(super) fn fcvtl(halves: uint16x4_t) -> float32x4_t {
+    // SAFETY: four halves, four floats.
+    unsafe {
+        let halves: [u16; 4] = std::mem::transmute(halves);
+        std::mem::transmute(halves.map(|bits| half::f16::from_bits(bits).to_f32()))
     }
 }
 

@@ -150,18 +150,33 @@ pub struct MatmulJob<'a> {
     pub epilogue: Epilogue<'a>,
 }
 
+/// Query rows as integers, for formats of integers: made by [`super::quantize_query`], row by row.
+#[derive(Clone, Copy)]
+pub struct QueryCodes<'a> {
+    /// For each query row, `d` high bytes, `d` low bytes and `d` codes of two bytes.
+    pub codes: &'a [i8],
+    /// For each query row, its scale.
+    pub scales: &'a [f32],
+    /// For each query row, the sum of its codes.
+    pub sums: &'a [i32],
+}
+
 /// The query rows of one KV head, their running state, and one block of keys and values.
 pub struct AttendStep<'a> {
-    /// Query rows of `d` floats; `d` is a multiple of 16.
+    /// Query rows of `d` floats; `d` is a multiple of 16. Not looked at by formats of integers.
     pub q: &'a [f32],
+    /// The same rows as integers. Not looked at by formats of floats.
+    pub codes: QueryCodes<'a>,
     /// Floats of a padded head.
     pub d: usize,
-    /// What the elements of `k` and `v` are.
+    /// What the elements of `k` and `v` are, and how they lie ([`super::abi::AttendArgs`]).
     pub format: KvFormat,
-    /// Keys of the block: chunks of 16 positions, `[d][16]` each.
+    /// Keys of the block: chunks of 16 positions.
     pub k: &'a [u8],
-    /// Values of the block: `[position][d]`.
+    /// Values of the block: chunks of 16 positions.
     pub v: &'a [u8],
+    /// Keys and values that will be wanted next, to be fetched.
+    pub next: Option<(&'a [u8], &'a [u8])>,
     /// For each query row, the end of the positions of the block that it sees.
     pub visible: &'a [u32],
     /// For each query row, the first position of the block that it sees; none when not below `visible`.
@@ -432,23 +447,34 @@ impl Kernels {
         let (d, rows) = (step.d, step.visible.len());
         let seen = step.visible.iter().max().map_or(0, |&v| v as usize).next_multiple_of(LANES);
         assert!(d > 0 && d.is_multiple_of(LANES), "head of {d} floats is not padded");
-        assert!(step.q.len() == rows * d && step.acc.len() == rows * d, "other shape");
-        assert!(step.from.len() == rows, "other shape");
+        assert!(step.acc.len() == rows * d && step.from.len() == rows, "other shape");
         assert!(step.max.len() == rows && step.sum.len() == rows * LANES, "other shape");
-        let width = step.format.bytes();
-        for block in [step.k, step.v] {
-            assert!(block.len() >= seen * d * width, "block is too short");
-            assert!(block.as_ptr().align_offset(width) == 0, "block is misaligned");
+        let codes = step.codes;
+        if step.format.is_quantised() {
+            assert!(codes.codes.len() == rows * 4 * d, "other shape");
+            assert!(codes.scales.len() == rows && codes.sums.len() == rows, "other shape");
+        } else {
+            assert!(step.q.len() == rows * d, "other shape");
+        }
+        let chunk = (step.format.key_bytes(d), step.format.value_bytes(d));
+        for (block, chunk) in [(step.k, chunk.0), (step.v, chunk.1)] {
+            assert!(block.len() >= seen / LANES * chunk, "block is too short");
+            assert!(block.as_ptr().align_offset(4) == 0, "block is misaligned");
         }
         let Run::Attend(run) = self.attend[step.format as usize].run else {
             unreachable!("a row runs its own operation")
         };
         let args = AttendArgs {
             q: step.q.as_ptr(),
+            q_codes: codes.codes.as_ptr(),
+            q_scales: codes.scales.as_ptr(),
+            q_sums: codes.sums.as_ptr(),
             rows,
             d,
             k: step.k.as_ptr(),
             v: step.v.as_ptr(),
+            next_k: step.next.map_or(std::ptr::null(), |(k, _)| k.as_ptr()),
+            next_v: step.next.map_or(std::ptr::null(), |(_, v)| v.as_ptr()),
             visible: step.visible.as_ptr(),
             from: step.from.as_ptr(),
             scale: step.scale,

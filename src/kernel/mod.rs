@@ -5,6 +5,7 @@
 //! instruction set is one file, one `mod` line and its rows here (`docs/kernels.md`).
 
 pub mod abi;
+mod attend;
 mod call;
 #[cfg(feature = "hexagon")]
 pub mod hexagon;
@@ -18,6 +19,10 @@ mod arm_asm;
 mod arm_codes;
 #[cfg(target_arch = "aarch64")]
 mod arm_matmul;
+#[cfg(target_arch = "aarch64")]
+mod attend_arm;
+#[cfg(target_arch = "x86_64")]
+mod attend_x86;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -38,7 +43,8 @@ mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use call::{Activations, AttendStep, Epilogue, Input, Kernels, MatmulJob, Packed};
+pub use attend::quantize_query;
+pub use call::{Activations, AttendStep, Epilogue, Input, Kernels, MatmulJob, Packed, QueryCodes};
 pub use layout::{Format, Layout, Offset};
 pub use ops::{LANES, exp, sum_lanes};
 
@@ -56,18 +62,50 @@ pub enum KvFormat {
     F32,
     /// Rounded to half precision: half the memory. A magnitude above 65504 becomes 65504.
     F16,
+    /// Eight bits with one f32 scale for each token and head: about a quarter of the memory.
+    I8,
+    /// Keys as in `I8`, values of four bits. The first 64 tokens of a sequence, which every later token
+    /// looks at most, stay f16.
+    I4,
 }
 
 impl KvFormat {
     /// Every format.
-    pub const ALL: [KvFormat; 2] = [KvFormat::F32, KvFormat::F16];
+    pub const ALL: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::I8, KvFormat::I4];
 
-    /// Bytes of an element.
+    /// The name: `f32`, `f16`, `i8` or `i4`.
     #[must_use]
-    pub const fn bytes(self) -> usize {
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::I8 => "i8",
+            Self::I4 => "i4",
+        }
+    }
+
+    /// Whether the elements are integers with scales.
+    #[must_use]
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Self::I8 | Self::I4)
+    }
+
+    /// Bytes of 16 keys with heads of `d` elements, a multiple of 16, scales included.
+    #[must_use]
+    pub const fn key_bytes(self, d: usize) -> usize {
+        match self {
+            Self::F32 => LANES * d * 4,
+            Self::F16 => LANES * d * 2,
+            Self::I8 | Self::I4 => LANES * d + LANES * 4,
+        }
+    }
+
+    /// Bytes of 16 values, scales included.
+    #[must_use]
+    pub const fn value_bytes(self, d: usize) -> usize {
+        match self {
+            Self::I4 => LANES * d.div_ceil(32) * 16 + LANES * 4,
+            format => format.key_bytes(d),
         }
     }
 }
@@ -178,8 +216,10 @@ pub static ROWS: &[Row] = &[
     exact("geglu-scalar", Op::GeGlu, Isa::NONE, Run::GeGlu(scalar::geglu)),
     exact("softcap-scalar", Op::SoftCap, Isa::NONE, Run::SoftCap(scalar::softcap)),
     exact("softmax-scalar", Op::Softmax, Isa::NONE, Run::Softmax(scalar::softmax)),
-    exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(scalar::attend)),
-    exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(scalar::attend_f16)),
+    exact("attend-scalar", Op::Attend(KvFormat::F32), Isa::NONE, Run::Attend(attend::scalar_f32)),
+    exact("attend-f16-scalar", Op::Attend(KvFormat::F16), Isa::NONE, Run::Attend(attend::scalar_f16)),
+    exact("attend-i8-scalar", Op::Attend(KvFormat::I8), Isa::NONE, Run::Attend(attend::scalar_i8)),
+    exact("attend-i4-scalar", Op::Attend(KvFormat::I4), Isa::NONE, Run::Attend(attend::scalar_i4)),
 
     exact("f32-matmul-portable", Op::Matmul(Format::F32), Isa::PORTABLE, Run::Matmul(portable::matmul_f32)),
     exact("f16-matmul-portable", Op::Matmul(Format::F16), Isa::PORTABLE, Run::Matmul(portable::matmul_f16)),
@@ -215,8 +255,10 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("geglu-avx2", Op::GeGlu, Isa::AVX2, Run::GeGlu(avx2::geglu)),
     #[cfg(target_arch = "x86_64")] exact("softcap-avx2", Op::SoftCap, Isa::AVX2, Run::SoftCap(avx2::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx2", Op::Softmax, Isa::AVX2, Run::Softmax(avx2::softmax)),
-    #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(avx2::attend)),
-    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(avx2::attend_f16)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx2", Op::Attend(KvFormat::F32), Isa::AVX2, Run::Attend(attend_x86::avx2_f32)),
+    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx2", Op::Attend(KvFormat::F16), Isa::AVX2, Run::Attend(attend_x86::avx2_f16)),
+    #[cfg(target_arch = "x86_64")] exact("attend-i8-avx2", Op::Attend(KvFormat::I8), Isa::AVX2, Run::Attend(attend_x86::avx2_i8)),
+    #[cfg(target_arch = "x86_64")] exact("attend-i4-avx2", Op::Attend(KvFormat::I4), Isa::AVX2, Run::Attend(attend_x86::avx2_i4)),
 
     #[cfg(target_arch = "x86_64")] exact("q8-matmul-avxvnni", Op::Matmul(Format::Q8), AVXVNNI, Run::Matmul(avxvnni::matmul_q8)),
     #[cfg(target_arch = "x86_64")] exact("q4-matmul-avxvnni", Op::Matmul(Format::Q4), AVXVNNI, Run::Matmul(avxvnni::matmul_q4)),
@@ -249,8 +291,10 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "x86_64")] exact("geglu-avx512", Op::GeGlu, AVX512, Run::GeGlu(avx512::geglu)),
     #[cfg(target_arch = "x86_64")] exact("softcap-avx512", Op::SoftCap, AVX512, Run::SoftCap(avx512::softcap)),
     #[cfg(target_arch = "x86_64")] exact("softmax-avx512", Op::Softmax, AVX512, Run::Softmax(avx512::softmax)),
-    #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(avx512::attend)),
-    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(avx512::attend_f16)),
+    #[cfg(target_arch = "x86_64")] exact("attend-avx512", Op::Attend(KvFormat::F32), AVX512, Run::Attend(attend_x86::avx512_f32)),
+    #[cfg(target_arch = "x86_64")] exact("attend-f16-avx512", Op::Attend(KvFormat::F16), AVX512, Run::Attend(attend_x86::avx512_f16)),
+    #[cfg(target_arch = "x86_64")] exact("attend-i8-avx512", Op::Attend(KvFormat::I8), AVX512, Run::Attend(attend_x86::avx512_i8)),
+    #[cfg(target_arch = "x86_64")] exact("attend-i4-avx512", Op::Attend(KvFormat::I4), AVX512, Run::Attend(attend_x86::avx512_i4)),
 
     #[cfg(target_arch = "aarch64")] exact("f32-matmul-neon", Op::Matmul(Format::F32), Isa::NEON, Run::Matmul(neon::matmul_f32)),
     #[cfg(target_arch = "aarch64")] exact("f16-matmul-neon", Op::Matmul(Format::F16), Isa::NEON, Run::Matmul(neon::matmul_f16)),
@@ -272,8 +316,10 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("geglu-neon", Op::GeGlu, Isa::NEON, Run::GeGlu(neon::geglu)),
     #[cfg(target_arch = "aarch64")] exact("softcap-neon", Op::SoftCap, Isa::NEON, Run::SoftCap(neon::softcap)),
     #[cfg(target_arch = "aarch64")] exact("softmax-neon", Op::Softmax, Isa::NEON, Run::Softmax(neon::softmax)),
-    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(neon::attend)),
-    #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(neon::attend_f16)),
+    #[cfg(target_arch = "aarch64")] exact("attend-neon", Op::Attend(KvFormat::F32), Isa::NEON, Run::Attend(attend_arm::neon_f32)),
+    #[cfg(target_arch = "aarch64")] exact("attend-f16-neon", Op::Attend(KvFormat::F16), Isa::NEON, Run::Attend(attend_arm::neon_f16)),
+    #[cfg(target_arch = "aarch64")] exact("attend-i8-neon", Op::Attend(KvFormat::I8), Isa::NEON, Run::Attend(attend_arm::neon_i8)),
+    #[cfg(target_arch = "aarch64")] exact("attend-i4-neon", Op::Attend(KvFormat::I4), Isa::NEON, Run::Attend(attend_arm::neon_i4)),
 
     // Before dotprod: an SDOT of SVE is wider where a core's pipes are fewer, so at 128 and 256 bits, which is all that
     // cores with both have, these rows gain nothing over the next ones. SMMLA has an SVE form for which the same holds.
@@ -299,6 +345,8 @@ pub static ROWS: &[Row] = &[
     #[cfg(target_arch = "aarch64")] exact("q2-matmul-dotprod", Op::Matmul(Format::Q2), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
     #[cfg(target_arch = "aarch64")] exact("q2z-matmul-dotprod", Op::Matmul(Format::Q2Z), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
     #[cfg(target_arch = "aarch64")] exact("q2m-matmul-dotprod", Op::Matmul(Format::Q2M), Isa::DOTPROD, Run::Matmul(dotprod::matmul_q2)),
+    #[cfg(target_arch = "aarch64")] exact("attend-i8-dotprod", Op::Attend(KvFormat::I8), Isa::DOTPROD, Run::Attend(attend_arm::dotprod_i8)),
+    #[cfg(target_arch = "aarch64")] exact("attend-i4-dotprod", Op::Attend(KvFormat::I4), Isa::DOTPROD, Run::Attend(attend_arm::dotprod_i4)),
 
     #[cfg(target_arch = "aarch64")] exact("q8-matmul-i8mm", Op::Matmul(Format::Q8), I8MM, Run::Matmul(i8mm::matmul_q8)),
     #[cfg(target_arch = "aarch64")] exact("q4-matmul-i8mm", Op::Matmul(Format::Q4), I8MM, Run::Matmul(i8mm::matmul_q4)),

@@ -6,8 +6,7 @@
 //! the reference. The order of every sum is part of the contract (`docs/numerics.md`).
 
 use super::abi::{
-    AttendArgs, EpilogueArgs, GeGluArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
-    SwiGluArgs,
+    EpilogueArgs, GeGluArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs, SwiGluArgs,
 };
 
 /// Width of the fixed reduction order.
@@ -49,17 +48,6 @@ pub fn exp(x: f32) -> f32 {
     if x > 88.72 { f32::INFINITY } else { scaled }
 }
 
-/// From `LANES - count` on: all bits for the first `count` lanes, none for the others.
-const SEEN: [u32; 2 * LANES] = {
-    let mut seen = [0; 2 * LANES];
-    let mut i = 0;
-    while i < LANES {
-        seen[i] = !0;
-        i += 1;
-    }
-    seen
-};
-
 /// The sum of the lanes: halves onto each other, 8, 4, 2, 1.
 #[inline(always)]
 #[must_use]
@@ -88,46 +76,6 @@ fn load(x: &[f32]) -> Lanes {
     let mut lanes = [0.0; LANES];
     lanes.copy_from_slice(x);
     lanes
-}
-
-/// An element of a KV block.
-trait Element: Copy {
-    fn to_f32(self) -> f32;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-/// The bits of an f16.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Half(u16);
-
-impl Element for Half {
-    /// Without a branch, so that it becomes vector code: the exponent is moved by a multiplication,
-    /// which is exact for denormal numbers too, and set to all ones for infinities and NaNs.
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        let magnitude = u32::from(self.0 & 0x7fff) << 13;
-        let sign = u32::from(self.0 & 0x8000) << 16;
-        let endless = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
-        let scaled = f32::from_bits(magnitude) * f32::from_bits(0x7780_0000);
-        f32::from_bits(scaled.to_bits() | endless | sign)
-    }
-}
-
-/// Elements as floats.
-#[inline(always)]
-fn widen<T: Element, const N: usize>(x: &[T; N]) -> [f32; N] {
-    let mut floats = [0.0; N];
-    for i in 0..N {
-        floats[i] = x[i].to_f32();
-    }
-    floats
 }
 
 /// The nearest f16, ties to even, as bits. Without a branch, so that it becomes vector code.
@@ -337,140 +285,10 @@ pub(super) unsafe fn softmax(a: &SoftmaxArgs) {
     }
 }
 
-/// Attention over a block of f32.
-///
-/// # Safety
-/// The pointers of `a` cover what their documentation says.
-#[inline(always)]
-pub(super) unsafe fn attend(a: &AttendArgs) {
-    // SAFETY: the caller vouches for the block.
-    unsafe { attend_elements::<f32>(a) }
-}
-
-/// Attention over a block of f16: each element is widened, which is exact, and the rest is as in f32.
-///
-/// # Safety
-/// The pointers of `a` cover what their documentation says.
-#[inline(always)]
-pub(super) unsafe fn attend_f16(a: &AttendArgs) {
-    // SAFETY: the caller vouches for the block.
-    unsafe { attend_elements::<Half>(a) }
-}
-
-/// Attention of query rows over one block, with the running maximum of the online softmax (Milakov
-/// and Gimelshein 2018) moved on once every 16 positions. A chunk of 16 starts at a multiple of 16 of
-/// the absolute position, so block size, prefill chunking and batching do not touch the result.
-///
-/// # Safety
-/// The pointers of `a` cover what their documentation says.
-#[inline(always)]
-unsafe fn attend_elements<T: Element>(a: &AttendArgs) {
-    // SAFETY: the caller vouches for `rows` numbers each.
-    let (visible, from) = unsafe {
-        (std::slice::from_raw_parts(a.visible, a.rows), std::slice::from_raw_parts(a.from, a.rows))
-    };
-    let most = visible.iter().fold(0, |most, &visible| most.max(visible as usize));
-    // Chunks outside, rows inside: keys and values of a chunk stay in the first cache for all rows.
-    for first in (0..most).step_by(LANES) {
-        // SAFETY: the caller vouches for the positions of the block that `visible` names, rounded up
-        // to whole chunks of 16; chunks of keys and of values are both `16 * d` elements.
-        let (k, v) = unsafe {
-            (
-                std::slice::from_raw_parts(a.k.cast::<T>().add(first * a.d), LANES * a.d),
-                std::slice::from_raw_parts(a.v.cast::<T>().add(first * a.d), LANES * a.d),
-            )
-        };
-        for (row, (&visible, &from)) in visible.iter().zip(from).enumerate() {
-            let count = LANES.min((visible as usize).saturating_sub(first));
-            let hidden = LANES.min((from as usize).saturating_sub(first));
-            if count <= hidden {
-                continue;
-            }
-            // SAFETY: the caller vouches for `rows` rows of each.
-            let (q, sum, acc, max) = unsafe {
-                (
-                    std::slice::from_raw_parts(a.q.add(row * a.d), a.d),
-                    &mut *a.sum.add(row * LANES).cast::<Lanes>(),
-                    std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d),
-                    &mut *a.max.add(row),
-                )
-            };
-            let mut scores = dot_keys(q, k);
-            scores.iter_mut().for_each(|score| *score *= a.scale);
-            if a.softcap != 0.0 {
-                scores.iter_mut().for_each(|score| *score = soft_cap(*score, a.softcap));
-            }
-            let larger = |top, score: &f32| if *score > top { *score } else { top };
-            let top = scores[hidden..count].iter().fold(*max, larger);
-            if top > *max {
-                // Multiplying by one changes nothing, so the rescale is only needed on a new maximum.
-                let shrink = exp(*max - top);
-                sum.iter_mut().chain(acc.iter_mut()).for_each(|x| *x *= shrink);
-                *max = top;
-            }
-            // Bits, not branches: a choice by `count` would take the lanes out of their vector.
-            let (seen, unseen) = (&SEEN[LANES - count..], &SEEN[LANES - hidden..]);
-            let mut weights = [0.0; LANES];
-            for i in 0..LANES {
-                weights[i] = f32::from_bits(exp(scores[i] - top).to_bits() & seen[i] & !unseen[i]);
-                sum[i] += weights[i];
-            }
-            add_values(acc, &weights[hidden..count], &v[hidden * a.d..]);
-        }
-    }
-}
-
 /// `cap * tanh(score / cap)` (Gemma 2, 2024) through the one exponential function.
 #[inline(always)]
-fn soft_cap(score: f32, cap: f32) -> f32 {
+pub(super) fn soft_cap(score: f32, cap: f32) -> f32 {
     cap * (1.0 - 2.0 / (exp(2.0 * (score / cap)) + 1.0))
-}
-
-/// Sixteen dots of `q` with the keys of a chunk: four partial sums over `d` modulo 4, so that the
-/// chain of dependent additions is a quarter as long.
-#[inline(always)]
-fn dot_keys<T: Element>(q: &[f32], k: &[T]) -> Lanes {
-    let mut partial = [[0.0; LANES]; 4];
-    for (q, k) in q.chunks_exact(4).zip(k.as_chunks::<LANES>().0.as_chunks::<4>().0) {
-        for j in 0..4 {
-            let keys = widen(&k[j]);
-            for i in 0..LANES {
-                partial[j][i] = q[j].mul_add(keys[i], partial[j][i]);
-            }
-        }
-    }
-    let mut dots = [0.0; LANES];
-    for i in 0..LANES {
-        dots[i] = (partial[0][i] + partial[1][i]) + (partial[2][i] + partial[3][i]);
-    }
-    dots
-}
-
-/// `acc += weights * v`, positions in order for each of the `d` sums; four columns of sums at a time,
-/// so that their additions do not wait for each other.
-#[inline(always)]
-fn add_values<T: Element>(acc: &mut [f32], weights: &[f32], v: &[T]) {
-    let d = acc.len();
-    let (four, rest) = acc.as_chunks_mut::<{ 4 * LANES }>();
-    let done = four.len() * 4 * LANES;
-    for (column, acc) in four.iter_mut().enumerate() {
-        add_columns(acc, weights, &v[column * 4 * LANES..], d);
-    }
-    for (column, acc) in rest.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        add_columns(acc, weights, &v[done + column * LANES..], d);
-    }
-}
-
-#[inline(always)]
-fn add_columns<T: Element, const N: usize>(acc: &mut [f32; N], weights: &[f32], v: &[T], d: usize) {
-    let mut lanes = *acc;
-    for (weight, v) in weights.iter().zip(v.chunks(d)) {
-        let Some(v) = v.first_chunk::<N>().map(widen) else { break };
-        for i in 0..N {
-            lanes[i] = weight.mul_add(v[i], lanes[i]);
-        }
-    }
-    *acc = lanes;
 }
 
 /// Compiles the bodies of this module under a set of target features.
@@ -483,8 +301,6 @@ macro_rules! instantiate {
         $crate::kernel::ops::instantiate!(@one $features, geglu, GeGluArgs);
         $crate::kernel::ops::instantiate!(@one $features, softcap, SoftCapArgs);
         $crate::kernel::ops::instantiate!(@one $features, softmax, SoftmaxArgs);
-        $crate::kernel::ops::instantiate!(@one $features, attend, AttendArgs);
-        $crate::kernel::ops::instantiate!(@one $features, attend_f16, AttendArgs);
     };
     (@one $features:literal, $name:ident, $args:ident) => {
         /// The operation of the same name in [`super::ops`].
@@ -512,15 +328,6 @@ mod tests {
             worst = worst.max((f64::from(exp(x)) - want).abs() / unit);
         }
         assert!(worst <= 2.0, "{worst} units");
-    }
-
-    #[test]
-    fn every_half_widens_to_its_value() {
-        for bits in 0..=u16::MAX {
-            let want = half::f16::from_bits(bits).to_f32();
-            let got = Half(bits).to_f32();
-            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
-        }
     }
 
     #[test]

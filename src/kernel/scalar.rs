@@ -3,8 +3,8 @@
 //! All other rows must equal these bit for bit. Kept naive on purpose; speed is not its job.
 
 use super::abi::{
-    AttendArgs, EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs,
-    SoftmaxArgs, SwiGluArgs,
+    EpilogueArgs, GeGluArgs, MatmulArgs, QuantizeArgs, RmsNormArgs, SoftCapArgs, SoftmaxArgs,
+    SwiGluArgs,
 };
 use super::layout::PANEL;
 use super::ops;
@@ -168,8 +168,4 @@ rows! {
     softcap(SoftCapArgs) = |a| ops::softcap(a);
     /// Softmax.
     softmax(SoftmaxArgs) = |a| ops::softmax(a);
-    /// Attention over one block of f32.
-    attend(AttendArgs) = |a| ops::attend(a);
-    /// Attention over one block of f16.
-    attend_f16(AttendArgs) = |a| ops::attend_f16(a);
 }

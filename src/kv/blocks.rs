@@ -134,6 +134,21 @@ impl BlockPool {
         block != NULL_BLOCK && self.blocks[block as usize].refs == 1 && !self.prefix.contains(block)
     }
 
+    /// Whether others can find the block as part of a prefix.
+    #[must_use]
+    pub fn is_cached(&self, block: u32) -> bool {
+        self.prefix.contains(block)
+    }
+
+    /// Forgets the prefix in a block that no table holds: it is empty now, and among the first to be taken.
+    pub fn forget(&mut self, block: u32) {
+        if self.prefix.contains(block) {
+            self.prefix.remove(block);
+            self.hold(block);
+            self.release(block);
+        }
+    }
+
     /// Forgets the prefixes of all blocks that no table holds, so that their bytes can go.
     pub fn forget_free(&mut self) {
         let mut block = self.head;
@@ -468,7 +483,7 @@ impl BlockTable {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl BlockPool {
     /// References, free list and index agree with the tables, which are all there are.
     pub(super) fn check(&self, tables: &[&BlockTable]) {

@@ -6,11 +6,13 @@
 
 pub mod attend;
 pub mod blocks;
+mod elements;
 pub(crate) mod hash;
 pub mod prefix;
-#[cfg(test)]
-mod property;
+#[cfg(any(test, fuzzing))]
+pub mod property;
 pub mod snapshot;
+mod spill;
 pub mod store;
 
 /// Tokens in a block unless a cache is made with another number. A multiple of 16 in any case, so that

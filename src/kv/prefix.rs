@@ -99,13 +99,13 @@ impl PrefixIndex {
     }
 
     /// Every cached block with its tokens, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.by_block.iter().map(|(block, entry)| (*block, &entry.tokens[..]))
     }
 
     /// Whether both directions name the same blocks, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn is_consistent(&self) -> bool {
         self.by_hash.len() == self.by_block.len()
             && self.by_block.iter().all(|(b, e)| self.by_hash.get(&e.link.hash) == Some(b))

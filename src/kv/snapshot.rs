@@ -7,7 +7,7 @@
 //! | 8 | magic, `nyblkv\r\n` |
 //! | 4 | format version, 1 |
 //! | 4, 4, 4 | layers, KV heads, floats in a head |
-//! | 4 | element type: 0 for f32, 1 for f16 |
+//! | 4 | element type: 0 for f32, 1 for f16, 2 for i8, 3 for i4 |
 //! | 4 | rotated floats of a head |
 //! | 8 | base of the rotary wavelengths, f64 |
 //! | 8 | fingerprint of the model and adapter |
@@ -17,8 +17,8 @@
 //! | 8 | checksum of the above |
 //!
 //! then the tokens (u32 each), then for every 16 positions not dropped, layer after layer and head after
-//! head, the keys (`[d][16]`) and the values (`[16][d]`), heads padded to 16 elements, and at the end the
-//! checksum of everything behind the header. Blocks do not appear: a snapshot restores into a cache
+//! head, the chunk of keys and the chunk of values as the kernels read them (`kernel::abi::AttendArgs`; the
+//! first 64 tokens of an i4 cache are f16), heads padded to 16 elements, and at the end the checksum of everything behind the header. Blocks do not appear: a snapshot restores into a cache
 //! with another block size to the same bits.
 #![forbid(unsafe_code)]
 
@@ -179,9 +179,10 @@ fn chunks(header: &Header) -> impl Iterator<Item = usize> {
 /// Writes the sequence in `table`, whose tokens are `tokens`, to `out`; `name` is for messages.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] when there is not one token for each position, [`Error::Io`].
+/// [`Error::InvalidArgument`] when there is not one token for each position, [`Error::Io`]; as
+/// [`KvStore::load`].
 pub fn save(
-    store: &KvStore,
+    store: &mut KvStore,
     table: &BlockTable,
     tokens: &[u32],
     identity: &Identity,
@@ -191,6 +192,7 @@ pub fn save(
         let text = format!("{} tokens for a cache of {}", tokens.len(), table.len());
         return Err(Error::InvalidArgument(text));
     }
+    store.load(table)?;
     let (shape, dropped) = (store.shape(), table.dropped(store.pool()));
     let header = Header {
         shape,
@@ -298,7 +300,7 @@ fn fill(
 /// # Errors
 /// As [`save`].
 pub fn save_file(
-    store: &KvStore,
+    store: &mut KvStore,
     table: &BlockTable,
     tokens: &[u32],
     identity: &Identity,
@@ -308,7 +310,7 @@ pub fn save_file(
     let io = |error: std::io::Error| Error::io(&name, &error);
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
-    let write = || -> Result<()> {
+    let mut write = || -> Result<()> {
         let mut out = BufWriter::new(File::create(&temporary).map_err(io)?);
         save(store, table, tokens, identity, (&mut out, &name))?;
         out.get_ref().sync_all().map_err(io)?;
@@ -366,7 +368,7 @@ mod tests {
         table.commit(150);
         store.drop_before(&mut table, 4, window);
         let mut bytes = Vec::new();
-        save(&store, &table, &tokens, &IDENTITY, (&mut bytes, "test")).unwrap();
+        save(&mut store, &table, &tokens, &IDENTITY, (&mut bytes, "test")).unwrap();
         (bytes, tokens)
     }
 
@@ -379,7 +381,7 @@ mod tests {
         }
         let tokens = tokens?;
         let mut again = Vec::new();
-        save(&store, &table, &tokens, &IDENTITY, (&mut again, "test")).unwrap();
+        save(&mut store, &table, &tokens, &IDENTITY, (&mut again, "test")).unwrap();
         Ok((tokens, again))
     }
 
@@ -448,9 +450,9 @@ mod tests {
         let (mut store, mut table) = (empty(64), BlockTable::default());
         store.reserve(&mut table, 3).unwrap();
         table.commit(3);
-        save_file(&store, &table, &[1, 2, 3], &IDENTITY, &path).unwrap();
+        save_file(&mut store, &table, &[1, 2, 3], &IDENTITY, &path).unwrap();
         // Refused half-way: the old file stays, and nothing beside it.
-        assert!(save_file(&store, &table, &[1], &IDENTITY, &path).is_err());
+        assert!(save_file(&mut store, &table, &[1], &IDENTITY, &path).is_err());
         let (mut other, mut fresh) = (empty(16), BlockTable::default());
         assert_eq!(restore_file(&mut other, &mut fresh, &IDENTITY, &path).unwrap(), [1, 2, 3]);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);

@@ -11,7 +11,7 @@ use super::rope::RopeTable;
 use super::weights::{Matrix, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Epilogue, Input, Kernels, MatmulJob};
-use crate::kv::attend::{AttendScratch, Keys, attend};
+use crate::kv::attend::{AttendScratch, Keys, Rows, Sight, Streaming, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::KvStore;
 use crate::memory::Aligned;
@@ -35,6 +35,7 @@ pub struct Scratch {
     attend: AttendScratch,
     rope: RopeTable,
     windowed_rope: Option<RopeTable>,
+    stream: Option<Stream>,
     logits: Aligned<f32>,
 }
 
@@ -44,6 +45,14 @@ struct Inputs {
     quantised: Vec<(usize, Activations)>,
     /// In the order of columns that a matrix has; empty when none has its own.
     ordered: Aligned<f32>,
+}
+
+/// What an endless sequence needs besides: queries as if they stood at the end of the window, to look at
+/// the sinks with.
+struct Stream {
+    streaming: Streaming,
+    rope: RopeTable,
+    q: Aligned<f32>,
 }
 
 /// Which rows of a chunk get logits.
@@ -123,9 +132,10 @@ impl Scratch {
                 quantised: quantised?,
                 ordered: floats(if weights.has_orders() { widest } else { 0 })?,
             },
-            attend: AttendScratch::new(most, config.n_heads, config.kv_shape().padded_dim())?,
+            attend: AttendScratch::new(most, config.n_heads, config.kv_shape())?,
             rope: RopeTable::new(&config.rope, most, context)?,
             windowed_rope: windowed.map(|rope| RopeTable::new(rope, most, context)).transpose()?,
+            stream: None,
             logits: Aligned::zeroed("logits", logit_rows * weights.vocab())?,
         })
     }
@@ -157,6 +167,38 @@ impl Scratch {
             + self.attend.bytes()
             + self.rope.bytes()
             + self.windowed_rope.as_ref().map_or(0, RopeTable::bytes)
+            + self.stream.as_ref().map_or(0, |stream| stream.rope.bytes() + stream.q.bytes())
+    }
+
+    /// Lets every row look at the sinks and the window of `streaming` alone from now on, or at all that its
+    /// layers look at with `None`. `context` is that of [`Scratch::new`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] for a model whose layers have windows of their own,
+    /// [`crate::Error::OutOfMemory`].
+    pub fn stream(
+        &mut self,
+        config: &Config,
+        context: usize,
+        streaming: Option<Streaming>,
+    ) -> Result<()> {
+        if self.stream.as_ref().map(|stream| stream.streaming) == streaming {
+            return Ok(());
+        }
+        let Some(streaming) = streaming else {
+            self.stream = None;
+            return Ok(());
+        };
+        if config.layers.iter().any(|layer| layer.window.is_some()) {
+            let text = "an endless sequence on a model whose layers have windows";
+            return Err(crate::Error::Unsupported(text.into()));
+        }
+        self.stream = Some(Stream {
+            streaming,
+            rope: RopeTable::new(&config.rope, self.most, context)?,
+            q: Aligned::zeroed("queries for sinks", self.most * config.q_dim())?,
+        });
+        Ok(())
     }
 
     /// Runs `tokens` at the positions after those of `table`, for which room has been reserved, and
@@ -177,9 +219,41 @@ impl Scratch {
         table: &BlockTable,
         want: Logits,
     ) -> Result<&[f32]> {
+        self.run(parts, (tokens, None), store, table, want)
+    }
+
+    /// [`Scratch::forward`] for a tree of tokens: the first is the root, and token `i + 1` follows token
+    /// `parents[i]`, at most `i`. A row has the bits that its path has in a chain. The caller keeps one
+    /// path ([`KvStore::keep_path`]).
+    ///
+    /// # Errors
+    /// As [`Scratch::forward`].
+    ///
+    /// # Panics
+    /// As [`Scratch::forward`], when a parent comes after its child, and where
+    /// [`KvStore::takes_trees`] says no.
+    pub fn forward_tree(
+        &mut self,
+        parts: Parts<'_>,
+        (tokens, parents): (&[u32], &[u32]),
+        store: &mut KvStore,
+        table: &BlockTable,
+    ) -> Result<&[f32]> {
+        self.run(parts, (tokens, Some(parents)), store, table, Logits::All)
+    }
+
+    fn run(
+        &mut self,
+        parts: Parts<'_>,
+        (tokens, parents): (&[u32], Option<&[u32]>),
+        store: &mut KvStore,
+        table: &BlockTable,
+        want: Logits,
+    ) -> Result<&[f32]> {
         let Parts { config, weights, kernels, pool, gate: door } = parts;
         let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
         let (m, first) = (tokens.len(), table.len());
+        let places = Rows { first, parents };
         assert!(m <= self.most, "a chunk of {m} tokens");
         let (d, q_dim, kv_dim) = (config.d_model, config.q_dim(), config.kv_dim());
         let x = &mut self.x[..m * d];
@@ -196,9 +270,14 @@ impl Scratch {
         if config.embedding_scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= config.embedding_scale);
         }
-        self.rope.fill(first, m);
+        let positions = || (0..m).map(|row| places.position(row));
+        self.rope.fill(positions());
         if let Some(rope) = &mut self.windowed_rope {
-            rope.fill(first, m);
+            rope.fill(positions());
+        }
+        if let Some(stream) = &mut self.stream {
+            let Streaming { sinks, window } = stream.streaming;
+            stream.rope.fill((0..m).map(|_| sinks + window - 1));
         }
         let raw = &mut self.raw;
         let mut renorm = |x: &mut [f32], weight: &[f32]| {
@@ -220,6 +299,12 @@ impl Scratch {
                 renorm(q, q_norm);
                 renorm(k, k_norm);
             }
+            if let Some(stream) = &mut self.stream {
+                stream.q[..m * q_dim].copy_from_slice(q);
+                if shape.rotates {
+                    stream.rope.rotate(pool, config.head_dim, q_dim, &mut stream.q[..m * q_dim]);
+                }
+            }
             if shape.rotates {
                 let windowed = self.windowed_rope.as_ref().filter(|_| shape.window.is_some());
                 let rope = windowed.unwrap_or(&self.rope);
@@ -232,9 +317,17 @@ impl Scratch {
             }
             pass(index)?;
             let keys = Keys { store, table, layer: index };
-            let sight = config.sight(index);
+            let sight = match &self.stream {
+                None => config.sight(index),
+                Some(Stream { streaming: Streaming { sinks, window }, q, .. }) => Sight {
+                    sinks: *sinks,
+                    window: *window,
+                    sink_q: Some(&q[..m * q_dim]),
+                    ..config.sight(index)
+                },
+            };
             let rows = (&*q, &mut *attended);
-            attend(kernels, pool, keys, first, &sight, &mut self.attend, rows);
+            attend(kernels, pool, keys, places, &sight, &mut self.attend, rows);
             inputs.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
             if let Some([after_attention, _]) = &layer.post_norms {
                 renorm(norm, after_attention);

@@ -271,12 +271,12 @@ impl RopeTable {
         self.cos.bytes() + self.sin.bytes()
     }
 
-    /// Prepares the angles of positions `first..first + m`.
-    pub(super) fn fill(&mut self, first: usize, m: usize) {
+    /// Prepares the angles of rows at these positions.
+    pub(super) fn fill(&mut self, positions: impl Iterator<Item = usize>) {
         let pairs = self.frequencies.len();
-        for row in 0..m {
+        for (row, position) in positions.enumerate() {
             for (i, frequency) in self.frequencies.iter().enumerate() {
-                let (sin, cos) = libm::sincos((first + row) as f64 * frequency);
+                let (sin, cos) = libm::sincos(position as f64 * frequency);
                 self.cos[row * pairs + i] = (cos * self.magnitude) as f32;
                 self.sin[row * pairs + i] = (sin * self.magnitude) as f32;
             }

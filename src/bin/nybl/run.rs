@@ -6,6 +6,8 @@ use nybl::engine::load::Model;
 use nybl::engine::runtime::{Runtime, RuntimeConfig};
 use nybl::engine::session::{Next, Session, SessionConfig};
 use nybl::engine::speculate::Speculator;
+use nybl::kernel::KvFormat;
+use nybl::kv::attend::Streaming;
 use nybl::spec::control::{Controller, Metrics};
 use nybl::spec::draft::{Drafter, Ngram};
 use nybl::text::sample::SamplerConfig;
@@ -63,6 +65,14 @@ pub(crate) struct Args {
     /// model with the same vocabulary (when it pays).
     #[arg(long, default_value = "auto", value_name = "FILE|auto|ngram|off")]
     draft: String,
+    /// How keys and values are kept: f32 as they are, f16 and i8 in a half and a quarter of the memory, i4
+    /// with values of four bits.
+    #[arg(long, default_value = "f32", value_parser = ["f32", "f16", "i8", "i4"], value_name = "FORMAT")]
+    kv: String,
+    /// Look at the first 4 and the last N tokens alone, so that the text need not end where the context
+    /// does; with --context for the most tokens.
+    #[arg(long, value_name = "N")]
+    window: Option<usize>,
     /// Print one JSON object with text, ids and figures instead of the stream.
     #[arg(long)]
     json: bool,
@@ -105,7 +115,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         seed,
         ..SamplerConfig::default()
     };
-    let config = SessionConfig { context: args.context, sampler, ..SessionConfig::default() };
+    let named = KvFormat::ALL.into_iter().find(|format| format.name() == args.kv);
+    let config = SessionConfig {
+        context: args.context,
+        sampler,
+        kv_format: named.unwrap_or_default(),
+        streaming: args.window.map(|window| Streaming { sinks: 4, window }),
+        ..SessionConfig::default()
+    };
     let session = Session::new(Arc::clone(&model), &config)?;
     let mut session = speculate(&args.draft, session, runtime)?;
     let opened = start.elapsed();
