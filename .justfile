@@ -58,3 +58,16 @@ hvx:
 # The model inside the program, from its checkpoint.
 demo-model:
     cargo run --release -- convert ffi-tests/data/nursery.F16.gguf models/nursery.nybl --bits 4 --group 32
+
+# The prebuilt layout through pkg-config, CMake and cargo-c, and the sizes of the libraries.
+package:
+    cargo build --release
+    .ci/package
+
+# Java, Kotlin and Panama over the header.
+jvm:
+    .ci/jvm
+
+# The Swift package, after `just package`.
+swift:
+    .ci/swift

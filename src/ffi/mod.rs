@@ -43,6 +43,9 @@ mod govern;
 
 mod api;
 
+#[cfg(feature = "jni")]
+mod java;
+
 pub use api::*;
 pub use drafter::*;
 pub use kernels::*;
