@@ -318,8 +318,8 @@ size_t nybl_last_error(char *buffer,
 
 /**
  * nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
- * points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
- * int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+ * points are the middle): `values` qweight `int32[k * bits / 32][n]`, `offsets` qzeros
+ * `int32[groups][n * bits / 32]`, `scales` `f16[groups][n]`. Groups are of neighbouring columns: with desc_act sort
  * columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
  */
 #define NYBL_WEIGHTS_GPTQ 4
@@ -331,7 +331,7 @@ size_t nybl_last_error(char *buffer,
 
 /**
  * nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
- * int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+ * `int32[k][n / 8]`, `offsets` qzeros `int32[groups][n / 8]`, `scales` `f16[groups][n]`.
  */
 #define NYBL_WEIGHTS_AWQ 6
 
@@ -782,7 +782,7 @@ typedef struct nybl_kv_attend_args {
      */
     const float *sink_queries;
     /**
-     * For a tree of drafts: row i + 1 follows row parents[i] <= i, rows - 1 numbers, as for
+     * For a tree of drafts: row i + 1 follows row `parents[i]` <= i, rows - 1 numbers, as for
      * nybl_verify(); a row sees the sequence, its ancestors and itself. NULL for rows that follow each
      * other. `first` must be 0.
      */

@@ -1,7 +1,7 @@
 //! The engine: opens a model and runs sessions on it. Nothing here that a layer below could do.
 
-#[cfg(feature = "text")]
 pub mod cache;
+#[cfg(feature = "text")]
 pub mod convert;
 pub mod draft;
 pub mod governor;

@@ -56,14 +56,14 @@ pub const NYBL_WEIGHTS_BF16: i32 = 2;
 /// scales and offsets by row and group.
 pub const NYBL_WEIGHTS_CODES: i32 = 3;
 /// nybl_weights.kind: the arrays of a GPTQ checkpoint for Q4Z, Q3Z or Q2Z (or Q4, Q3, Q2 where all zero
-/// points are the middle): `values` qweight int32[k * bits / 32][n], `offsets` qzeros
-/// int32[groups][n * bits / 32], `scales` f16[groups][n]. Groups are of neighbouring columns: with desc_act sort
+/// points are the middle): `values` qweight `int32[k * bits / 32][n]`, `offsets` qzeros
+/// `int32[groups][n * bits / 32]`, `scales` `f16[groups][n]`. Groups are of neighbouring columns: with desc_act sort
 /// columns and activations by g_idx first. Zero points are stored less one, unless the checkpoint says gptq_v2.
 pub const NYBL_WEIGHTS_GPTQ: i32 = 4;
 /// nybl_weights.kind: as NYBL_WEIGHTS_GPTQ, zero points as they are.
 pub const NYBL_WEIGHTS_GPTQ_V2: i32 = 5;
 /// nybl_weights.kind: the arrays of an AWQ checkpoint (GEMM version) for Q4Z or Q4: `values` qweight
-/// int32[k][n / 8], `offsets` qzeros int32[groups][n / 8], `scales` f16[groups][n].
+/// `int32[k][n / 8]`, `offsets` qzeros `int32[groups][n / 8]`, `scales` `f16[groups][n]`.
 pub const NYBL_WEIGHTS_AWQ: i32 = 6;
 /// nybl_weights.kind: `values` are the bytes of GGUF blocks, row after row, group 32: Q4_0 for Q4, Q4_1 for Q4M,
 /// Q8_0 for Q8.

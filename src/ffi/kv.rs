@@ -171,7 +171,7 @@ pub struct nybl_kv_attend_args {
     /// Queries for the sinks of rows whose window has left them, rotated to position sinks + window - 1,
     /// so that distances never exceed what the model was trained on; NULL to use queries.
     pub sink_queries: *const f32,
-    /// For a tree of drafts: row i + 1 follows row parents[i] <= i, rows - 1 numbers, as for
+    /// For a tree of drafts: row i + 1 follows row `parents[i]` <= i, rows - 1 numbers, as for
     /// nybl_verify(); a row sees the sequence, its ancestors and itself. NULL for rows that follow each
     /// other. `first` must be 0.
     pub parents: *const u32,

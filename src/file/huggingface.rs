@@ -1,6 +1,6 @@
 //! Hugging Face folders: `config.json`, safetensors and tokenizer files, as GGUF would have them.
 //!
-//! [`super::families`] says which module becomes which tensor, and what must be done to it on the way.
+//! `super::families` says which module becomes which tensor, and what must be done to it on the way.
 #![forbid(unsafe_code)]
 
 use super::blocks::Type;

@@ -3,7 +3,7 @@
 //! Work is cut by KV head and by runs of query positions. A task walks the blocks in its outer loop, so
 //! that a block's keys and values are loaded once for all query heads of the group and all rows of the
 //! run, and names the block after it, so that it is on its way. Positions are cut at multiples of
-//! [`SPAN`]: each span has a state of its own, and the states are joined in order. Where there are fewer
+//! `SPAN`: each span has a state of its own, and the states are joined in order. Where there are fewer
 //! heads than threads the spans are shared out among them; where not, one task does all of its own. Every
 //! query row sees the same sequence of operations in any case, whatever the batch, the chunking of the
 //! prompt, the block size and the number of threads.

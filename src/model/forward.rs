@@ -3,7 +3,7 @@
 //! A chunk of `m` tokens goes through the layers together. Every row is computed by the same operations
 //! in the same order whatever `m` is, so a prompt in one chunk, in many, or token by token gives the
 //! same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down. What a family of models
-//! does otherwise is a value or an option of [`Config`] or of [`Layer`], not a pass of its own.
+//! does otherwise is a value or an option of [`Config`] or of [`super::weights::Layer`], not a pass of its own.
 #![forbid(unsafe_code)]
 
 use super::config::{Activation, Config};
