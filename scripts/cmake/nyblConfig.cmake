@@ -1,5 +1,5 @@
 # find_package(nybl): nybl::nybl is the shared library, nybl::static the static one, each if it is installed.
-# This file lies three folders below the prefix: lib/cmake/nybl or share/nybl/cmake.
+# This file lies three folders below the prefix: lib/cmake/nybl or share/cmake/nybl.
 get_filename_component(_nybl_prefix "${CMAKE_CURRENT_LIST_DIR}/../../.." ABSOLUTE)
 set(_nybl_folders "${_nybl_prefix}/lib" "${_nybl_prefix}/lib64" "${_nybl_prefix}/lib/${CMAKE_LIBRARY_ARCHITECTURE}")
 
