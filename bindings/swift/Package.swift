@@ -2,7 +2,7 @@
 import PackageDescription
 
 // Builds over a libnybl that is installed where the linker looks, or found by pkg-config; an app's package takes
-// the xcframework of scripts/xcframework.sh as a binary target in place of CNybl.
+// an xcframework of the static library as a binary target in place of CNybl.
 let package = Package(
     name: "Nybl",
     platforms: [.iOS(.v15), .macOS(.v12)],

@@ -332,8 +332,9 @@ mod tests {
 
     #[test]
     fn every_edge_between_halves_is_rounded_to_the_nearest() {
+        let (stride, factor) = if cfg!(miri) { (331, 1.1) } else { (1, 1.000_37) };
         // The halves, the points in the middle between two, and the floats beside both.
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(stride) {
             let half = half::f16::from_bits(bits).to_f32().to_bits();
             for float in [half, half.wrapping_add(0x1000), half.wrapping_add(0x2000)]
                 .into_iter()
@@ -351,7 +352,7 @@ mod tests {
             for x in [x, -x] {
                 assert_eq!(to_half(x), half::f16::from_f32(x).to_bits(), "{x:e}");
             }
-            x *= 1.000_37;
+            x *= factor;
         }
         for x in [f32::MAX, 65519.99, 65520.0, 1e-45, f32::INFINITY, f32::NEG_INFINITY] {
             assert_eq!(to_half(x), half::f16::from_f32(x).to_bits(), "{x:e}");
