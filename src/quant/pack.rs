@@ -246,11 +246,11 @@ mod tests {
 
     #[test]
     fn every_format_reads_back_what_was_packed() {
+        let shapes = [(128, 1, 130), (16, 200, 40), (32, 32, 64), (32, 70, 172), (64, 129, 128)];
+        let shapes = if cfg!(miri) { &shapes[..1] } else { &shapes };
         for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
-            for (group, n, k) in
-                [(16, 200, 40), (32, 32, 64), (32, 70, 172), (64, 129, 128), (128, 1, 130)]
-            {
-                round_trip(format, group, n, k);
+            for (group, n, k) in shapes {
+                round_trip(format, *group, *n, *k);
             }
         }
         round_trip(Format::Q8, WHOLE_ROW, 40, 300);
