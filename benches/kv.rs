@@ -40,9 +40,16 @@ fn main() {
         "", "", "", "us/layer", "us/layer", "/in order", "GB/s", "bandwidth"
     );
     let sizes: &[usize] = if test { &[256] } else { &[4096, 16_384, 32_768] };
-    for tokens in sizes {
+    // Names of formats and numbers of tokens leave out all others.
+    let chosen = |name: &str| {
+        let number = |text: &str| text.parse::<usize>().is_ok();
+        let mut alike = arguments.iter().filter(|x| !x.starts_with("--"));
+        let alike: Vec<_> = alike.by_ref().filter(|x| number(x) == number(name)).collect();
+        alike.is_empty() || alike.iter().any(|x| *x == name)
+    };
+    for tokens in sizes.iter().filter(|tokens| test || chosen(&tokens.to_string())) {
         let layers = if test { 2 } else { TOKENS / tokens };
-        for format in KvFormat::ALL {
+        for format in KvFormat::ALL.into_iter().filter(|format| chosen(format.name())) {
             let mut counts = vec![1, threads];
             counts.dedup();
             for threads in counts {
@@ -66,7 +73,8 @@ fn sequence(
     shuffled: bool,
 ) -> (KvStore, BlockTable) {
     let (shape, block_tokens) = (shape(layers), 64);
-    let budget = (tokens + 1024) * shape.token_bytes(format);
+    // The start of a sequence may be f16, and before it is shuffled every block is one.
+    let budget = (tokens + 1024) * shape.token_bytes(KvFormat::F32);
     let config = KvConfig { shape, format, block_tokens, budget, fingerprint: 0 };
     let mut store = KvStore::with(&config).unwrap();
     if shuffled {
