@@ -326,6 +326,9 @@ impl Words {
                 "is {n} x {k}; each dimension must be 1 to {MAX_DIMENSION}"
             )));
         }
+        if let Some(order) = order.as_ref().filter(|order| order.len() != k) {
+            return Err(wrong(format!("has a g_idx of {} columns for {k}", order.len())));
+        }
         let group = if scheme.group == 0 || scheme.group > k { k } else { scheme.group };
         let groups = k.div_ceil(group);
         let packed_group =
@@ -778,6 +781,8 @@ mod tests {
         assert!(no(|parts| parts.scales.as_mut().unwrap().shape = vec![1, 32]).contains("scales"));
         assert!(no(|parts| parts.scales.as_mut().unwrap().dtype = Dtype::I64).contains("scales"));
         assert!(no(|parts| parts.groups.as_mut().unwrap().range.end -= 4).contains("words"));
+        let ct = Scheme { convention: Convention::AwqGemm, ..scheme.clone() };
+        assert!(error(parts(), &ct).contains("g_idx of 64 columns for 8"));
         let scheme = Scheme { group: 24, ..scheme.clone() };
         assert!(error(parts(), &scheme).contains("multiple of 16"));
         let scheme = Scheme { group: 16, ..scheme };
