@@ -7,6 +7,9 @@ use nybl::engine::convert::{Options, convert};
 use nybl::engine::load::Model;
 use nybl::engine::session::{Session, SessionConfig};
 use nybl::file::checkpoint::Checkpoint;
+use nybl::file::huggingface;
+use nybl::file::source::Source;
+use nybl::memory::Aligned;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -170,10 +173,49 @@ fn an_act_order_model_is_the_model_of_its_floats() {
                 .unwrap();
         assert!(report.lines.values().all(|line| line.deviation.is_exact()), "{report:?}");
         assert_eq!(logits(&packed), got, "packed, act-order {act_order}");
-        let file = nybl::file::nybl::Nybl::open(nybl::file::source::Source::open(&packed).unwrap())
-            .unwrap();
+        let file = nybl::file::nybl::Nybl::open(Source::open(&packed).unwrap()).unwrap();
         // The order of ffn_down became that of the rows of ffn_gate and ffn_up.
         let orders = file.tensors().iter().filter(|tensor| tensor.name.ends_with(".order"));
         assert_eq!(orders.count(), if act_order { 6 } else { 0 });
     }
+}
+
+/// Reads all that a converter would, from a folder in memory.
+fn read_all(config: &[u8], weights: &[u8]) -> Result<(), nybl::Error> {
+    let file = |name: &str, bytes: &[u8]| (name.to_owned(), Source::from_vec(name, bytes.to_vec()));
+    let files = [file("config.json", config), file("model.safetensors", weights)];
+    let checkpoint = huggingface::from_files("folder", &files.into())?;
+    for tensor in checkpoint.tensors.values().filter(|tensor| !tensor.is_vector()) {
+        let layout = tensor.layout()?;
+        let mut panel = Aligned::<u8>::zeroed("test", layout.panel_bytes())?;
+        tensor.pack(&layout, 0, &mut panel)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn any_byte_of_a_folder_may_be_wrong() {
+    let folder = write_folder("flipped", true, true);
+    let config = std::fs::read(folder.join("config.json")).unwrap();
+    let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    read_all(&config, &weights).unwrap();
+    let header = 8 + u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let mut refused = 0;
+    for flip in [0x01, 0x08, 0x80] {
+        for at in 0..config.len() {
+            let mut config = config.clone();
+            config[at] ^= flip;
+            refused += usize::from(read_all(&config, &weights).is_err());
+        }
+        // Every fifth byte of the header, then a sample of scales, zero points and orders.
+        for at in (0..header).step_by(5).chain((header..weights.len()).step_by(997)) {
+            let mut weights = weights.clone();
+            weights[at] ^= flip;
+            refused += usize::from(read_all(&config, &weights).is_err());
+        }
+    }
+    for end in (0..weights.len()).step_by(1009) {
+        assert!(read_all(&config, &weights[..end]).is_err(), "cut at {end}");
+    }
+    assert!(refused > 500, "{refused} of the damaged folders are refused");
 }
