@@ -15,6 +15,7 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use half::f16;
 use nybl::isa::Isa;
+use nybl::kernel::limits::{core_clock, read_seconds};
 use nybl::kernel::{
     Activations, AttendStep, Epilogue, Format, Input, Kernels, KvFormat, LANES, Layout, MatmulJob,
     Op, Packed, QueryCodes, ROWS, Row, Run, abi::EpilogueArgs, abi::MatmulArgs, quantize_query,
@@ -405,92 +406,12 @@ fn median(mut work: impl FnMut()) -> Duration {
     samples[samples.len() / 2]
 }
 
-/// Cycles a second of the core under load: a chain of additions does one a cycle on every core. Not
-/// the clock that the system reports, which leaves turbo out, and no time stamp counter, which runs at
-/// a fixed rate. An addition of a constant would not do: newer cores fold those away.
-fn core_clock() -> f64 {
-    const ROUNDS: u32 = 20_000;
-    let mut best = f64::INFINITY;
-    // Short and often: some of them are not interrupted.
-    for _ in 0..500 {
-        let start = Instant::now();
-        black_box((0..ROUNDS).fold(1, |x, _| sixteen_additions(x)));
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    f64::from(16 * ROUNDS) / best
-}
-
-/// Sixteen additions that wait for each other.
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn sixteen_additions(mut x: u64) -> u64 {
-    // SAFETY: only changes the register that it is given.
-    unsafe {
-        std::arch::asm!(
-            ".rept 16", "add {x}, {y}", ".endr",
-            x = inout(reg) x, y = in(reg) 3_u64, options(pure, nomem, nostack)
-        );
-    }
-    x
-}
-
-/// Sixteen additions that wait for each other.
-#[cfg(target_arch = "aarch64")]
-#[inline(always)]
-fn sixteen_additions(mut x: u64) -> u64 {
-    // SAFETY: only changes the register that it is given.
-    unsafe {
-        std::arch::asm!(
-            ".rept 16", "add {x}, {x}, {y}", ".endr",
-            x = inout(reg) x, y = in(reg) 3_u64, options(pure, nomem, nostack)
-        );
-    }
-    x
-}
-
-/// Sixteen additions that wait for each other.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-#[inline(always)]
-fn sixteen_additions(x: u64) -> u64 {
-    (0..16).fold(x, |x, _| black_box(x + 3))
-}
-
-/// All words of `bytes` combined: a read that cannot be left out.
-#[inline(always)]
-fn combine(bytes: &[u64]) -> u64 {
-    let mut lanes = [0_u64; 32];
-    for chunk in bytes.as_chunks::<32>().0 {
-        for i in 0..32 {
-            lanes[i] |= chunk[i];
-        }
-    }
-    lanes.iter().fold(0, |a, b| a | b)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn combine_avx2(bytes: &[u64]) -> u64 {
-    combine(bytes)
-}
-
-fn read_all(bytes: &[u64]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if Isa::detect().has(Isa::AVX2) {
-        // SAFETY: the CPU has AVX2.
-        return unsafe { combine_avx2(bytes) };
-    }
-    combine(bytes)
-}
-
 /// Bytes a second that reading `bytes` again and again gives.
 fn read_bandwidth(bytes: usize, pool: &Pool) -> f64 {
     // Written, or all pages would be the same page of zeros.
-    let buffer = vec![1_u64; bytes / 8];
-    let tile = (bytes / 8).div_ceil(pool.threads() * 4).next_multiple_of(32);
+    let buffer = vec![1_u8; bytes];
     let time = median(|| {
-        pool.run((bytes / 8).div_ceil(tile), &|i| {
-            black_box(read_all(&buffer[i * tile..buffer.len().min((i + 1) * tile)]));
-        });
+        black_box(read_seconds(pool, &[&buffer]));
     });
     bytes as f64 / time.as_secs_f64()
 }

@@ -5,6 +5,7 @@
 //! make 131072 tokens together, so that no cache of the CPU holds them. Medians of interleaved rounds.
 
 use nybl::isa::Isa;
+use nybl::kernel::limits::read_seconds;
 use nybl::kernel::{Kernels, KvFormat};
 use nybl::kv::attend::{AttendScratch, Keys, Rows, Sight, attend};
 use nybl::kv::blocks::BlockTable;
@@ -111,7 +112,7 @@ fn decode(isa: Isa, format: KvFormat, tokens: usize, layers: usize, threads: usi
     let mut out = vec![0.0; q.len()];
     let bytes = tokens * shape(layers).token_bytes(format);
     // Read as often as the keys and values, and in as many bytes.
-    let plain = vec![1_u64; bytes / 8];
+    let plain = vec![1_u8; bytes];
     let mut times = [const { Vec::new() }; 3];
     for _ in 0..rounds {
         for ((store, table), times) in caches.iter().zip(&mut times) {
@@ -124,7 +125,7 @@ fn decode(isa: Isa, format: KvFormat, tokens: usize, layers: usize, threads: usi
                 }
             }));
         }
-        times[2].push(time(|| read(&pool, &plain)));
+        times[2].push(Duration::from_secs_f64(read_seconds(&pool, &[&plain])));
     }
     let [ordered, shuffled, read] = times.map(median);
     println!(
@@ -136,21 +137,6 @@ fn decode(isa: Isa, format: KvFormat, tokens: usize, layers: usize, threads: usi
         bytes as f64 / read / 1e9,
         100.0 * read / ordered,
     );
-}
-
-/// Reads everything once.
-fn read(pool: &Pool, words: &[u64]) {
-    const TILE: usize = 1 << 17;
-    pool.run(words.len().div_ceil(TILE), &|tile| {
-        let words = &words[tile * TILE..words.len().min((tile + 1) * TILE)];
-        let mut sums = [0_u64; 32];
-        for words in words.as_chunks::<32>().0 {
-            for (sum, word) in sums.iter_mut().zip(words) {
-                *sum = sum.wrapping_add(*word);
-            }
-        }
-        black_box(sums);
-    });
 }
 
 fn time(work: impl FnOnce()) -> Duration {

@@ -7,6 +7,11 @@
 //! - *many rows*: 512 rows of activations on one core, as a share of the peak of its dot instruction.
 
 use super::*;
+use nybl::kernel::limits::{self, core_clock, read_seconds};
+
+fn isa() -> Isa {
+    Isa::from_environment().unwrap_or_else(|error| panic!("NYBL_ISA: {error}"))
+}
 
 pub(crate) fn report(filters: &[String]) {
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|x| name.contains(x));
@@ -23,8 +28,7 @@ pub(crate) fn report(filters: &[String]) {
 
 /// The fastest row for a format.
 fn fastest(format: Format) -> &'static Row {
-    let have = Isa::from_environment().unwrap_or_else(|error| panic!("NYBL_ISA: {error}"));
-    nybl::kernel::select(Op::Matmul(format), have)
+    nybl::kernel::select(Op::Matmul(format), isa())
 }
 
 fn ready(format: Format, group: usize, n: usize, k: usize, m: usize, threads: usize) -> Ready {
@@ -44,7 +48,7 @@ fn instructions(format: Format) -> Option<(f64, f64)> {
 }
 
 fn in_cache() {
-    let ports = peak::vector_operations();
+    let ports = limits::vector_operations(isa());
     println!("\n{:<28} {:>8} {:>12}", "in cache, M = 1", "MAC/cyc", "port bound");
     for (format, group) in [
         (Format::Q4, 32),
@@ -97,13 +101,7 @@ fn out_of_cache() {
         let (mut read, mut times) = (Vec::new(), vec![Vec::new(); ready.len()]);
         let mut turn = 0;
         for _ in 0..ROUNDS {
-            let copy: &[u64] = bytemuck::cast_slice(&weights[turn][..layout.bytes() / 8 * 8]);
-            let tile = copy.len().div_ceil(threads * 16).next_multiple_of(32);
-            let start = Instant::now();
-            pool.run(copy.len().div_ceil(tile), &|i| {
-                black_box(read_all(&copy[i * tile..copy.len().min((i + 1) * tile)]));
-            });
-            read.push(start.elapsed().as_secs_f64());
+            read.push(read_seconds(&pool, &[&weights[turn]]));
             for (ready, times) in ready.iter_mut().zip(&mut times) {
                 turn = (turn + 1) % weights.len();
                 ready.turn = turn;
@@ -132,6 +130,8 @@ fn out_of_cache() {
 }
 
 fn many_rows() {
+    let one = Pool::new(1).expect("one thread");
+    let peak = || limits::dots(&one, isa());
     println!("\n{:<28} {:>8} {:>8}", "512 x 2048 x 2048, 1 core", "MAC/cyc", "of peak");
     for (format, group) in [
         (Format::Q4, 32),
@@ -149,7 +149,7 @@ fn many_rows() {
                 let start = Instant::now();
                 ready.run();
                 let rate = macs / start.elapsed().as_secs_f64();
-                let share = peak::dots().map_or(f64::NAN, |peak| rate / peak);
+                let share = peak().map_or(f64::NAN, |peak| rate / peak);
                 (rate / core_clock(), share)
             })
             .collect();
@@ -158,98 +158,7 @@ fn many_rows() {
         let (rate, share) = rates[rates.len() / 2];
         println!("{name:<28} {rate:>8.1} {:>7.0}%", share * 100.0);
     }
-    if let Some(peak) = peak::dots() {
+    if let Some(peak) = peak() {
         println!("peak of the dot instruction: {:.1} MAC a cycle", peak / core_clock());
-    }
-}
-
-/// What the vector units of this CPU do at most.
-#[cfg(target_arch = "x86_64")]
-mod peak {
-    use super::{Instant, Isa, core_clock};
-    use std::arch::asm;
-
-    const ROUNDS: u64 = 20_000;
-
-    /// Products a second of the dots of four bytes.
-    pub(super) fn dots() -> Option<f64> {
-        let have = Isa::from_environment().ok()?;
-        if have.has(Isa::AVX512) {
-            return Some(best(16 * 64, avx512_dots));
-        }
-        have.has(Isa::AVXVNNI).then(|| best(12 * 32, avxvnni_dots))
-    }
-
-    /// Vector operations of 512 bits a cycle, half of them dots.
-    pub(super) fn vector_operations() -> Option<f64> {
-        let have = Isa::from_environment().ok()?;
-        have.has(Isa::AVX512).then(|| best(24, avx512_mix) / core_clock())
-    }
-
-    /// Things a second, of which a round makes `each`.
-    fn best(each: u64, work: unsafe fn()) -> f64 {
-        let time = (0..200).map(|_| {
-            let start = Instant::now();
-            // SAFETY: the caller asked the CPU.
-            unsafe { work() };
-            start.elapsed().as_secs_f64()
-        });
-        (each * ROUNDS) as f64 / time.fold(f64::INFINITY, f64::min)
-    }
-
-    /// A loop around instructions that only touch vector registers.
-    macro_rules! rounds {
-        ($name:ident, $($line:literal),*) => {
-            unsafe fn $name() {
-                // SAFETY: vector registers and a counter only; all of them are declared.
-                unsafe {
-                    asm!(
-                        "2:", $($line,)* "dec {n}", "jnz 2b",
-                        n = inout(reg) ROUNDS => _,
-                        out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _,
-                        out("zmm4") _, out("zmm5") _, out("zmm6") _, out("zmm7") _,
-                        out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-                        out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _,
-                        out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
-                        out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-                        options(nomem, nostack)
-                    );
-                }
-            }
-        };
-    }
-
-    rounds!(
-        avx512_dots,
-        ".irp i,0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
-        "vpdpbusd zmm\\i, zmm30, zmm31",
-        ".endr"
-    );
-    rounds!(
-        avxvnni_dots,
-        ".irp i,0,1,2,3,4,5,6,7,8,9,10,11",
-        "{{vex}} vpdpbusd ymm\\i, ymm14, ymm15",
-        ".endr"
-    );
-    rounds!(
-        avx512_mix,
-        ".irp i,0,1,2,3,4,5,6,7,8,9,10,11",
-        "vpdpbusd zmm\\i, zmm30, zmm31",
-        ".endr",
-        ".irp i,12,13,14,15,16,17,18,19,20,21,22,23",
-        "vpandd zmm\\i, zmm30, zmm31",
-        ".endr"
-    );
-}
-
-/// Elsewhere the report of `kernels/mca.py` says it.
-#[cfg(not(target_arch = "x86_64"))]
-mod peak {
-    pub(super) fn dots() -> Option<f64> {
-        None
-    }
-
-    pub(super) fn vector_operations() -> Option<f64> {
-        None
     }
 }

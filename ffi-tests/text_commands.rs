@@ -1,4 +1,4 @@
-//! `nybl tokenize` and `nybl logits`, as a user calls them.
+//! `nybl tokenize`, `nybl logits` and `nybl bench`, as a user calls them.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -148,4 +148,33 @@ fn logits_that_cannot_be_had_leave_no_file() {
     let left = std::fs::read_dir(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let left = left.filter_map(|entry| entry.unwrap().file_name().into_string().ok());
     assert_eq!(left.filter(|name| name.starts_with("never.npy")).count(), 0);
+}
+
+#[test]
+fn a_benchmark_says_what_it_measured() {
+    let model = text_of(&data("nursery.F16.gguf")).to_owned();
+    let run = |more: &[&str]| {
+        let args = [&["bench", "-m", &model, "--runs", "1", "--threads", "2"], more].concat();
+        serde_json::from_str::<Value>(&succeeds(&args, b"")).unwrap()
+    };
+    let all = ["--decode", "3", "--prefill", "9", "--cost", "3", "--load", "--depth", "70", "--kv"];
+    let found =
+        run(&[&all[..], &["i8", "--sequences", "2", "--isa", "portable", "--json"]].concat());
+    for (what, key) in [
+        ("decode", "tokens_per_second"),
+        ("decode", "gb_per_second"),
+        ("decode", "fraction_of_read_bandwidth"),
+        ("prefill", "tokens_per_second"),
+        ("load", "warm_first_token_s"),
+    ] {
+        let number = found[what][key].as_f64().unwrap();
+        assert!(number > 0.0 && number.is_finite(), "{what}.{key}: {number}");
+    }
+    assert_eq!(found["cost"]["milliseconds"].as_array().unwrap().len(), 3);
+    assert_eq!((&found["depth"], &found["kv"]), (&70.into(), &"i8".into()));
+    assert_eq!((&found["threads"], &found["isa"]), (&2.into(), &"portable".into()));
+
+    let reason = fails(&["bench", "-m", &model, "--decode", "1", "--depth", "100000"], b"");
+    assert!(reason.contains("context"), "{reason}");
+    assert_eq!(nybl(&["bench", "-m", &model], b"").status.code(), Some(2));
 }

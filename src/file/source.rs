@@ -136,6 +136,26 @@ impl Source {
         0
     }
 
+    /// Asks the system to drop the file at `path` from its cache, so that what opens it next reads the
+    /// disk: for measurements. Pages that are mapped or not yet written stay, and systems without such a
+    /// call do nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be opened.
+    pub fn forget_cached(path: &Path) -> Result<()> {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|reason| Error::io(&name, &reason))?;
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        {
+            use std::os::fd::AsRawFd;
+            // SAFETY: the descriptor is open; the call touches no memory of ours. It is advice: a refusal
+            // leaves everything as it was.
+            unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        }
+        drop(file);
+        Ok(())
+    }
+
     /// Keeps all pages in memory until the source is closed. Needs a right that phones seldom give.
     ///
     /// # Errors

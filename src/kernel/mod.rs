@@ -10,6 +10,7 @@ mod call;
 #[cfg(feature = "hexagon")]
 pub mod hexagon;
 pub mod layout;
+pub mod limits;
 mod ops;
 mod scalar;
 

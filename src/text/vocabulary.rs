@@ -23,7 +23,8 @@ pub fn tokenizer(metadata: &Metadata, vocab: usize) -> Result<Option<Tokenizer>>
         let bos = token(metadata, BOS)?;
         let add_bos = metadata.bool(ADD_BOS)?.unwrap_or(false);
         Tokenizer::from_json(json.as_bytes(), bos, ids(metadata, EOS)?, add_bos)?
-    } else if let Some(model) = metadata.text("tokenizer.ggml.model")? {
+    } else if let Some(model) = metadata.text("tokenizer.ggml.model")?.filter(|x| *x != "no_vocab")
+    {
         Tokenizer::from_vocab(&read_vocab(metadata, model)?)?
     } else {
         return Ok(None);

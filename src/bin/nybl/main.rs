@@ -1,6 +1,7 @@
 //! The `nybl` program: one file for each subcommand.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod convert;
 mod default_model;
 mod inspect;
@@ -34,6 +35,8 @@ enum Command {
     Tokenize(tokenize::Args),
     /// Write the logits after every token of a sequence.
     Logits(logits::Args),
+    /// Time decoding, prompts, checking drafts and loading, beside what the machine could do.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::convert(&args),
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Logits(args) => logits::logits(&args),
+        Command::Bench(args) => bench::bench(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,386 @@
+//! `nybl bench`: what a model file does on this machine, beside what the machine could do.
+//!
+//! Forward passes are timed, without tokenizer and sampler: decoding is one token a pass, with its logits; a
+//! prefill is one prompt in chunks, with the logits of its last token. Which tokens go in does not change the
+//! time, and neither does what lies in the cache, so a depth is filled with numbers instead of a prompt.
+//! The limits (reading the same weights, the dot instruction) are measured in turn with it.
+
+use crate::Failure;
+use nybl::Error;
+use nybl::engine::load::Model;
+use nybl::engine::runtime::{Runtime, RuntimeConfig};
+use nybl::engine::session::{Session, SessionConfig};
+use nybl::file::source::Source;
+use nybl::kernel::{KvFormat, limits};
+use nybl::kv::BLOCK_TOKENS;
+use nybl::kv::blocks::BlockTable;
+use nybl::kv::store::{KvConfig, KvStore};
+use nybl::model::forward::{Logits, Parts, Scratch};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Arguments of `nybl bench`.
+#[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+#[command(after_help = "Examples:
+  nybl bench -m model.nybl --decode 64 --prefill 512
+  nybl bench -m model.nybl --decode 32 --depth 4096 --kv i8 --threads 2 --json
+  nybl bench -m model.nybl --cost 16 --load")]
+pub(crate) struct Args {
+    /// A .nybl or GGUF file, or a Hugging Face folder; it needs no tokenizer.
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// Time N tokens, one after the other.
+    #[arg(long, value_name = "N", group = "what", value_parser = count())]
+    decode: Option<u64>,
+    /// Time a prompt of N tokens.
+    #[arg(long, value_name = "N", group = "what", value_parser = count())]
+    prefill: Option<u64>,
+    /// Time passes over 1 to M tokens: what checking drafts costs.
+    #[arg(long, value_name = "M", group = "what", value_parser = count())]
+    cost: Option<u64>,
+    /// Time the opening of the file and its first token, from the disk and from the system's cache, and
+    /// count the memory that is written meanwhile (Linux).
+    #[arg(long, group = "what")]
+    load: bool,
+    /// Tokens in the cache before.
+    #[arg(long, default_value_t = 0, value_name = "D")]
+    depth: usize,
+    /// Sequences that decode in turn, a token each.
+    #[arg(long, default_value_t = 1, value_name = "S", value_parser = count())]
+    sequences: u64,
+    /// Tokens of a prompt that go through the layers together; changes no result.
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = count())]
+    chunk: u64,
+    /// How keys and values are kept.
+    #[arg(long, default_value = "f16", value_parser = ["f32", "f16", "i8", "i4"], value_name = "FORMAT")]
+    kv: String,
+    /// Threads [default: one on each core].
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+    /// The strongest instruction set to use: scalar, portable, avx2, avx512, neon, dotprod, ...
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// How often each is timed; the median counts.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = count())]
+    runs: u64,
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
+}
+
+fn count() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..1 << 24)
+}
+
+/// Runs the command.
+pub(crate) fn bench(args: &Args) -> Result<(), Failure> {
+    let mut objects = serde_json::Map::new();
+    if args.load {
+        // First, while nothing of the model is in this process.
+        objects.insert("load".into(), load(args)?);
+    }
+    let start = Instant::now();
+    let runtime = Arc::new(runtime(args)?);
+    let model = Model::open_path(Arc::clone(&runtime), &args.model)?;
+    let opened = start.elapsed().as_secs_f64();
+    let mut bench = Bench::new(args, &model)?;
+    if let Some(tokens) = args.decode {
+        objects.insert("decode".into(), bench.decode(tokens as usize)?);
+    }
+    if let Some(tokens) = args.prefill {
+        objects.insert("prefill".into(), bench.prefill(tokens as usize)?);
+    }
+    if let Some(most) = args.cost {
+        objects.insert("cost".into(), bench.cost(most as usize)?);
+    }
+
+    let mut out = std::io::stdout().lock();
+    if !args.json {
+        for (what, object) in &objects {
+            writeln!(out, "{what}: {}", line(object))?;
+        }
+        return Ok(());
+    }
+    let (written, mapped) = model.weight_bytes();
+    for (key, value) in [
+        ("model", json!(model.config().name)),
+        ("file", json!(args.model.display().to_string())),
+        ("isa", json!(runtime.kernels().isa().to_string())),
+        ("threads", json!(runtime.pool().threads())),
+        ("kv", json!(args.kv)),
+        ("depth", json!(args.depth)),
+        ("open_s", json!(opened)),
+        ("weight_bytes", json!(written + mapped)),
+        ("weight_bytes_of_a_token", json!(bench.weight_bytes)),
+    ] {
+        objects.insert(key.into(), value);
+    }
+    writeln!(out, "{}", Value::Object(objects))?;
+    Ok(())
+}
+
+/// `key value` for every number of an object; lists as they are.
+fn line(object: &Value) -> String {
+    let Value::Object(object) = object else { return object.to_string() };
+    let shown = object.iter().map(|(key, value)| match value.as_f64() {
+        Some(number) if number.fract() != 0.0 => format!("{key} {number:.4}"),
+        _ => format!("{key} {value}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+fn runtime(args: &Args) -> nybl::Result<Runtime> {
+    let isa = args.isa.clone();
+    Runtime::new(&RuntimeConfig { threads: args.threads, isa, ..RuntimeConfig::default() })
+}
+
+fn kv_format(name: &str) -> KvFormat {
+    KvFormat::ALL.into_iter().find(|format| format.name() == name).unwrap_or_default()
+}
+
+/// A model and room for what is timed on it.
+struct Bench<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    scratch: Scratch,
+    store: KvStore,
+    /// Bytes of the weights that every token goes through.
+    weight_bytes: usize,
+}
+
+impl<'a> Bench<'a> {
+    fn new(args: &'a Args, model: &'a Model) -> Result<Self, Failure> {
+        let config = model.config();
+        let longest = [args.decode, args.prefill, args.cost].into_iter().flatten().max();
+        let longest = longest.unwrap_or(0) as usize;
+        let context = args.depth + longest;
+        if context > config.context {
+            return Err(Error::ContextFull { limit: config.context }.into());
+        }
+        let most = [args.prefill.map(|n| n.min(args.chunk)), args.cost];
+        let most = most.into_iter().flatten().max().unwrap_or(1) as usize;
+        let logits = args.cost.unwrap_or(1) as usize;
+        let scratch = Scratch::new(config, model.weights(), (most, context), logits)?;
+        let shape = config.kv_shape();
+        let tokens = (context + 2 * BLOCK_TOKENS) * args.sequences as usize;
+        let store = KvStore::with(&KvConfig {
+            shape,
+            format: kv_format(&args.kv),
+            block_tokens: BLOCK_TOKENS,
+            budget: tokens.saturating_mul(shape.token_bytes(KvFormat::F32)),
+            fingerprint: 0,
+        })?;
+        let matrices: usize = weights(model).iter().map(|bytes| bytes.len()).sum();
+        Ok(Self { args, model, scratch, store, weight_bytes: matrices })
+    }
+
+    /// A sequence of the depth asked for, of numbers that keys and values could have.
+    fn deep(&mut self) -> nybl::Result<BlockTable> {
+        let mut table = BlockTable::default();
+        let shape = self.store.shape();
+        let width = shape.n_kv_heads * shape.head_dim;
+        let numbers: Vec<f32> =
+            (0..width + 64).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02).collect();
+        self.store.reserve(&mut table, self.args.depth)?;
+        for position in 0..self.args.depth {
+            let [keys, values] = [position % 61, position % 47].map(|at| &numbers[at..at + width]);
+            for layer in 0..shape.n_layers {
+                self.store.write(&table, layer, position, keys, values);
+            }
+        }
+        table.commit(self.args.depth);
+        Ok(table)
+    }
+
+    /// Runs `tokens` after those of `table` and keeps them. Seconds.
+    fn pass(&mut self, table: &mut BlockTable, tokens: usize, want: Logits) -> nybl::Result<f64> {
+        let vocab = self.model.vocab();
+        let ids: Vec<u32> =
+            (0..tokens).map(|i| ((table.len() + i) * 7919 % vocab) as u32).collect();
+        let parts = parts(self.model);
+        let start = Instant::now();
+        self.store.reserve(table, tokens)?;
+        let chunk = self.scratch.most();
+        for ids in ids.chunks(chunk) {
+            self.scratch.forward(parts, ids, &mut self.store, table, want)?;
+            table.commit(ids.len());
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn decode(&mut self, tokens: usize) -> nybl::Result<Value> {
+        let sequences = self.args.sequences as usize;
+        let mut deep = self.deep()?;
+        let mut times = Vec::new();
+        let mut read = Vec::new();
+        for run in 0..=self.args.runs {
+            read.push(self.read_seconds());
+            let mut tables = (0..sequences)
+                .map(|_| self.store.fork(&mut deep))
+                .collect::<nybl::Result<Vec<_>>>()?;
+            let mut time = 0.0;
+            for _ in 0..tokens {
+                for table in &mut tables {
+                    time += self.pass(table, 1, Logits::Last)?;
+                }
+            }
+            for mut table in tables {
+                self.store.truncate(&mut table, 0);
+            }
+            // The first one brings everything into memory.
+            if run > 0 {
+                times.push(time);
+            }
+        }
+        self.store.truncate(&mut deep, 0);
+        let passes = (tokens * sequences) as f64;
+        let rate = passes / median(&mut times);
+        let layers = self.model.config();
+        let kv = layers.kv_shape().token_bytes(kv_format(&self.args.kv));
+        // Tokens seen on average.
+        let seen = self.args.depth as f64 + (tokens as f64 + 1.0) / 2.0;
+        let bytes = self.weight_bytes as f64 + seen * kv as f64;
+        let bandwidth = self.weight_bytes as f64 / median(&mut read);
+        Ok(json!({
+            "tokens": tokens,
+            "sequences": sequences,
+            "tokens_per_second": rate,
+            "milliseconds_per_token": 1e3 / rate,
+            "gb_per_second": rate * bytes * 1e-9,
+            "read_gb_per_second": bandwidth * 1e-9,
+            "fraction_of_read_bandwidth": rate * bytes / bandwidth,
+        }))
+    }
+
+    fn prefill(&mut self, tokens: usize) -> nybl::Result<Value> {
+        let mut deep = self.deep()?;
+        let runtime = self.model.runtime();
+        let (pool, isa) = (runtime.pool(), runtime.kernels().isa());
+        let (mut times, mut peaks) = (Vec::new(), Vec::new());
+        for run in 0..=self.args.runs {
+            peaks.extend(limits::dots(pool, isa));
+            let mut table = self.store.fork(&mut deep)?;
+            let time = self.pass(&mut table, tokens, Logits::Last)?;
+            self.store.truncate(&mut table, 0);
+            if run > 0 {
+                times.push(time);
+            }
+        }
+        self.store.truncate(&mut deep, 0);
+        let rate = tokens as f64 / median(&mut times);
+        let layers = self.model.weights().layers.iter();
+        let matrices = layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+        let products: usize = matrices.map(|w| w.layout().n() * w.layout().k()).sum();
+        let peak = (!peaks.is_empty()).then(|| median(&mut peaks));
+        Ok(json!({
+            "tokens": tokens,
+            "tokens_per_second": rate,
+            "milliseconds": 1e3 * tokens as f64 / rate,
+            "gop_per_second": 2e-9 * rate * products as f64,
+            "dot_gop_per_second": peak.map(|peak| 2e-9 * peak),
+            "fraction_of_dot_peak": peak.map(|peak| rate * products as f64 / peak),
+        }))
+    }
+
+    fn cost(&mut self, most: usize) -> nybl::Result<Value> {
+        let mut deep = self.deep()?;
+        let mut times = vec![Vec::new(); most];
+        for run in 0..=self.args.runs {
+            for (m, times) in times.iter_mut().enumerate() {
+                // As many passes as a decoding step would be timed for, so that the clock is no part of it.
+                let mut table = self.store.fork(&mut deep)?;
+                let time = self.pass(&mut table, m + 1, Logits::All)?;
+                self.store.truncate(&mut table, 0);
+                if run > 0 {
+                    times.push(time);
+                }
+            }
+        }
+        self.store.truncate(&mut deep, 0);
+        let times: Vec<f64> = times.iter_mut().map(|times| median(times)).collect();
+        Ok(json!({
+            "milliseconds": times.iter().map(|time| round(1e3 * time)).collect::<Vec<_>>(),
+            "over_one": times.iter().map(|time| round(time / times[0])).collect::<Vec<_>>(),
+        }))
+    }
+
+    /// Reading the weights once, as the threads of the model would.
+    fn read_seconds(&self) -> f64 {
+        limits::read_seconds(self.model.runtime().pool(), &weights(self.model))
+    }
+}
+
+/// What a forward pass works with.
+fn parts(model: &Model) -> Parts<'_> {
+    let (config, weights) = (model.config(), model.weights());
+    let (kernels, pool) = (model.runtime().kernels(), model.runtime().pool());
+    Parts { config, weights, kernels, pool, gate: None }
+}
+
+/// The bytes that every token goes through: all matrices but an embedding that is only looked up.
+fn weights(model: &Model) -> Vec<&[u8]> {
+    let layers = model.weights().layers.iter();
+    let matrices = layers.flat_map(|l| [&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down]);
+    matrices.chain([model.weights().head()]).map(|matrix| matrix.packed().bytes()).collect()
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn round(x: f64) -> f64 {
+    (x * 1e4).round() * 1e-4
+}
+
+/// Opening and a first token after a prompt of eight, with a file that is not in memory (as far as this
+/// process can bring that about) and with one that is.
+fn load(args: &Args) -> Result<Value, Failure> {
+    let mut object = serde_json::Map::new();
+    for cached in [false, true] {
+        let mut times = [const { Vec::new() }; 2];
+        let mut written = Vec::new();
+        for _ in 0..args.runs {
+            if !cached {
+                Source::forget_cached(&args.model)?;
+            }
+            let before = private_bytes();
+            let start = Instant::now();
+            let model = Model::open_path(Arc::new(runtime(args)?), &args.model)?;
+            times[0].push(start.elapsed().as_secs_f64());
+            let config =
+                SessionConfig { kv_format: kv_format(&args.kv), ..SessionConfig::default() };
+            let mut session = Session::new(Arc::clone(&model), &config)?;
+            session.append(&[1; 8].map(|id: u32| id % model.vocab() as u32))?;
+            session.next()?;
+            times[1].push(start.elapsed().as_secs_f64());
+            let (kv, scratch) = session.bytes();
+            let after = private_bytes();
+            if let (Some(before), Some(after)) = (before, after) {
+                written.push((after.saturating_sub(before), kv + scratch));
+            }
+        }
+        let name = if cached { "warm" } else { "cold" };
+        let [open, first] = &mut times;
+        object.insert(format!("{name}_open_s"), json!(median(open)));
+        object.insert(format!("{name}_first_token_s"), json!(median(first)));
+        if let (true, Some((dirty, buffers))) = (cached, written.first()) {
+            object.insert("dirty_bytes".into(), json!(dirty));
+            object.insert("kv_and_scratch_bytes".into(), json!(buffers));
+        }
+    }
+    let bytes = std::fs::metadata(&args.model)?.len();
+    object.insert("file_bytes".into(), json!(bytes));
+    Ok(Value::Object(object))
+}
+
+/// Bytes of this process that no file holds, where the system tells.
+fn private_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
