@@ -7,6 +7,7 @@ pub mod draft;
 pub mod governor;
 pub mod load;
 pub mod pass;
+pub mod perplexity;
 pub mod runtime;
 pub mod score;
 pub mod session;

@@ -6,6 +6,7 @@ mod convert;
 mod default_model;
 mod inspect;
 mod logits;
+mod perplexity;
 mod run;
 mod tokenize;
 
@@ -37,6 +38,8 @@ enum Command {
     Logits(logits::Args),
     /// Time decoding, prompts, checking drafts and loading, beside what the machine could do.
     Bench(bench::Args),
+    /// Measure how well a model predicts a text, and how far it is from another.
+    Perplexity(perplexity::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Logits(args) => logits::logits(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Perplexity(args) => perplexity::perplexity(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
