@@ -198,8 +198,13 @@ fn write(
 
 /// Identifies source and recipe: file lengths, times and samples of their bytes.
 fn fingerprint(checkpoint: &Checkpoint, options: &Options) -> u64 {
+    sources_hash(checkpoint, &format!("{options:?}")).digest().max(1)
+}
+
+/// A hash of the source's files and of what is to be made of them.
+pub(super) fn sources_hash(checkpoint: &Checkpoint, options: &str) -> Xxh64 {
     let mut hash = Xxh64::new(0);
-    hash.update(format!("{VERSION} {} {options:?}", env!("CARGO_PKG_VERSION")).as_bytes());
+    hash.update(format!("{VERSION} {} {options}", env!("CARGO_PKG_VERSION")).as_bytes());
     for file in &checkpoint.files {
         let (bytes, sample) = (file.bytes(), 64 * 1024);
         hash.update(&(bytes.len() as u64).to_le_bytes());
@@ -210,7 +215,7 @@ fn fingerprint(checkpoint: &Checkpoint, options: &Options) -> u64 {
         }
         hash.update(&bytes[bytes.len().saturating_sub(sample)..]);
     }
-    hash.digest().max(1)
+    hash
 }
 
 /// Packs a matrix, some panels at a time: enough for every thread.
@@ -244,7 +249,7 @@ fn pack(
 }
 
 /// The metadata of the packed file.
-fn metadata(checkpoint: &Checkpoint) -> Result<Metadata> {
+pub(super) fn metadata(checkpoint: &Checkpoint) -> Result<Metadata> {
     let vocab = checkpoint.tensors.get("token_embd.weight").map_or(0, Tensor::n);
     let mut metadata = checkpoint.metadata.clone();
     if let Some(tokenizer) = vocabulary::tokenizer(&metadata, vocab)? {
@@ -259,7 +264,7 @@ fn metadata(checkpoint: &Checkpoint) -> Result<Metadata> {
 }
 
 /// The tensors in the order in which a forward pass reads them: embedding, layers, head.
-fn in_order(checkpoint: &Checkpoint) -> Vec<(&str, &Tensor)> {
+pub(super) fn in_order(checkpoint: &Checkpoint) -> Vec<(&str, &Tensor)> {
     const PARTS: [&str; 9] = [
         "attn_norm",
         "attn_q",

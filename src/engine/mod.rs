@@ -8,6 +8,8 @@ pub mod governor;
 pub mod load;
 pub mod pass;
 pub mod perplexity;
+#[cfg(feature = "text")]
+pub mod quantize;
 pub mod runtime;
 pub mod score;
 pub mod session;

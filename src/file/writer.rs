@@ -13,6 +13,7 @@ use super::nybl::{
     CHECKSUM, ENDIAN, HEAD_BYTES, Kind, MAGIC, ORDER, SET, VECTOR, VERSION, head_checksum,
 };
 use crate::error::{Error, Result};
+use crate::memory::Aligned;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -110,6 +111,20 @@ impl Writer {
     pub fn complete(&self) -> Vec<bool> {
         let shard = |shard: &Shard| (0..shard.slots.len()).map(|at| at < shard.next).collect();
         self.shards.iter().flat_map::<Vec<_>, _>(shard).collect()
+    }
+
+    /// The bytes of tensor `index` of the plan, which must be complete.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when it is not, [`Error::Io`], [`Error::OutOfMemory`].
+    pub fn read(&mut self, mut index: usize) -> Result<Aligned<u8>> {
+        for shard in &mut self.shards {
+            if index < shard.slots.len() {
+                return shard.read(index);
+            }
+            index -= shard.slots.len();
+        }
+        Err(Error::InvalidArgument("a tensor that was not planned".into()))
     }
 
     /// Appends bytes to the first tensor that is not complete.
@@ -270,6 +285,21 @@ impl Shard {
             self.begin_tensor()?;
         }
         Ok(())
+    }
+
+    fn read(&mut self, index: usize) -> Result<Aligned<u8>> {
+        if index >= self.next {
+            return Err(Error::InvalidArgument("a tensor that is not written yet".into()));
+        }
+        let range = self.slots[index].range.clone();
+        let mut bytes = Aligned::zeroed("a tensor of a file", range.len())?;
+        let read = self
+            .out
+            .seek(SeekFrom::Start(range.start as u64))
+            .and_then(|_| self.out.get_mut().read_exact(&mut bytes))
+            .and_then(|()| self.out.seek(SeekFrom::Start(self.at as u64)));
+        self.io(read)?;
+        Ok(bytes)
     }
 
     /// Writes the head as it is in a finished file, and gives the file its name.

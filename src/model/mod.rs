@@ -4,4 +4,5 @@ pub mod config;
 mod family;
 pub mod forward;
 pub mod rope;
+pub mod steps;
 pub mod weights;

@@ -39,6 +39,14 @@ impl Matrix {
         Ok(matrix)
     }
 
+    /// A matrix in private memory, its columns in the order of the activations.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] when the bytes are not as many as the layout has.
+    pub fn owned(layout: Layout, bytes: Aligned<u8>) -> Result<Self> {
+        Self::new(layout, Bytes::Owned(Arc::new(bytes)), None)
+    }
+
     fn bytes(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Mapped(source, range) => &source.bytes()[range.clone()],

@@ -144,6 +144,36 @@ mod tests {
         }
     }
 
+    /// The formula that `docs/quantization.md` gives to those who train weights for these codes.
+    fn fake_quantise(group: &mut [f32], half: f32) {
+        let largest = |top: f32, w: &f32| if w.abs() > top.abs() { *w } else { top };
+        let top = group.iter().fold(0.0, largest);
+        let s = f16::from_f32(top / -half).to_f32();
+        let s = if s == 0.0 { 1.0 } else { s };
+        group.iter_mut().for_each(|w| *w = (*w / s).round_ties_even().clamp(-half, half - 1.0) * s);
+    }
+
+    #[test]
+    fn weights_trained_for_the_codes_come_through_unchanged() {
+        let mut row: Vec<f32> = (0..256).map(|i| ((i * 193 % 257) as f32 - 120.5) * 3e-4).collect();
+        for (format, half) in [(Format::Q4, 8.0), (Format::Q3, 4.0)] {
+            for group in [128, 64, 32] {
+                let layout = Layout::new(format, group, 1, row.len()).unwrap();
+                let mut panel = Aligned::<u8>::zeroed("test", layout.bytes()).unwrap();
+                let mut out = vec![0.0; row.len()];
+                // What training has left, and what a forward pass of it saw.
+                let trained = row.clone();
+                row.chunks_mut(group).for_each(|group| fake_quantise(group, half));
+                for weights in [&trained, &row] {
+                    pack_panel(&layout, 1, weights, &mut panel).unwrap();
+                    unpack_row(&Packed::new(layout, &panel).unwrap(), 0, &mut out);
+                    assert_eq!(out, row, "{} g{group}", format.name());
+                }
+                row = trained;
+            }
+        }
+    }
+
     #[test]
     fn zeros_stay_zero_and_nonsense_is_refused() {
         let layout = Layout::new(Format::Q4, 32, 1, 32).unwrap();

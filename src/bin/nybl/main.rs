@@ -7,6 +7,7 @@ mod default_model;
 mod inspect;
 mod logits;
 mod perplexity;
+mod quantize;
 mod run;
 mod tokenize;
 
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Args),
     /// Measure how well a model predicts a text, and how far it is from another.
     Perplexity(perplexity::Args),
+    /// Quantise a float model to 3 or 4 bits, with what its inputs are on a text.
+    Quantize(quantize::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => logits::logits(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
+        Command::Quantize(args) => quantize::quantize(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -78,7 +78,7 @@ pub(crate) fn tokenize(args: &Args) -> Result<(), Failure> {
 }
 
 /// The tokenizer of any file that has one.
-fn tokenizer(path: &Path) -> Result<Tokenizer, Error> {
+pub(crate) fn tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     let name = path.display();
     let is_folder = path.is_dir();
     if !is_folder && path.extension().is_some_and(|end| end == "json") {
