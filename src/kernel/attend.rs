@@ -14,6 +14,12 @@ use std::marker::PhantomData;
 /// Chunks between the one at work and the one that is fetched: about the latency of memory.
 const AHEAD: usize = 2;
 
+/// Lanes of query rows. At cache lines, since a vector that lies across two of them cannot be read back
+/// before it is in the cache.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Rows<T, const R: usize>(pub(super) [[T; LANES]; R]);
+
 /// Vectors of one instruction set. All methods are unsafe for the features they need and for the memory
 /// behind their pointers.
 pub(super) trait Simd {
@@ -26,10 +32,15 @@ pub(super) trait Simd {
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, v: Self::V);
+    /// Integers as floats.
+    unsafe fn load_i32(from: *const i32) -> Self::V;
+    /// Whether any lane of `a` is larger than that of `b`.
+    unsafe fn any_above(a: Self::V, b: Self::V) -> bool;
     /// Halves as floats.
     unsafe fn load_f16(from: *const u8) -> Self::V;
     /// Signed bytes as floats.
@@ -43,7 +54,7 @@ pub(super) trait Simd {
         d: usize,
         q: [*const i8; R],
         sums: [i32; R],
-    ) -> [[i32; LANES]; R];
+    ) -> Rows<i32, R>;
     unsafe fn prefetch(line: *const u8);
 
     /// `acc[j] += q[j] * k[j]`.
@@ -71,7 +82,7 @@ pub(super) trait Elements {
         k: *const u8,
         row: usize,
         ahead: *const u8,
-    ) -> [Lanes; R];
+    ) -> Rows<f32, R>;
 
     /// Columns `column..column + WIDTH` of a value.
     unsafe fn value<S: Simd>(row: *const u8, column: usize) -> S::V;
@@ -136,9 +147,9 @@ impl<T: Float> Elements for Floats<T> {
         k: *const u8,
         row: usize,
         ahead: *const u8,
-    ) -> [Lanes; R] {
+    ) -> Rows<f32, R> {
         let line = LANES * T::BYTES;
-        let mut dots = [[0.0; LANES]; R];
+        let mut dots = Rows([[0.0; LANES]; R]);
         // SAFETY: the caller vouches for a chunk of keys, `R` query rows from `row`, and the features.
         unsafe {
             for part in (0..LANES).step_by(S::WIDTH) {
@@ -158,7 +169,7 @@ impl<T: Float> Elements for Floats<T> {
                 for r in 0..R {
                     let [p0, p1, p2, p3] = partial[r];
                     let sum = S::add(S::add(p0, p1), S::add(p2, p3));
-                    S::store(dots[r].as_mut_ptr().add(part), sum);
+                    S::store(dots.0[r].as_mut_ptr().add(part), sum);
                 }
             }
         }
@@ -195,8 +206,8 @@ impl<const FOUR: bool> Elements for Codes<FOUR> {
         k: *const u8,
         row: usize,
         ahead: *const u8,
-    ) -> [Lanes; R] {
-        let mut scores = [[0.0; LANES]; R];
+    ) -> Rows<f32, R> {
+        let mut scores = Rows([[0.0; LANES]; R]);
         // SAFETY: the caller vouches for a chunk of keys with its scales, `R` query rows from `row`, and
         // the features.
         unsafe {
@@ -206,11 +217,13 @@ impl<const FOUR: bool> Elements for Codes<FOUR> {
             let codes = std::array::from_fn(|r| a.q_codes.add((row + r) * 4 * a.d));
             let sums = std::array::from_fn(|r| *a.q_sums.add(row + r));
             let dots = S::dots::<R>(k, a.d, codes, sums);
-            let key_scales = &*k.add(LANES * a.d).cast::<Lanes>();
+            let key_scales = k.add(LANES * a.d).cast::<f32>();
             for r in 0..R {
-                let scale = *a.q_scales.add(row + r);
-                for i in 0..LANES {
-                    scores[r][i] = dots[r][i] as f32 * (scale * key_scales[i]);
+                let scale = S::splat(*a.q_scales.add(row + r));
+                for part in (0..LANES).step_by(S::WIDTH) {
+                    let factors = S::mul(scale, S::load(key_scales.add(part)));
+                    let products = S::mul(S::load_i32(dots.0[r].as_ptr().add(part)), factors);
+                    S::store(scores.0[r].as_mut_ptr().add(part), products);
                 }
             }
         }
@@ -300,6 +313,25 @@ pub(super) unsafe fn attend<S: Simd, E: Elements>(a: &AttendArgs) {
     }
 }
 
+/// `x = f(x, y)` for all lanes, a vector at a time. A compiler left to itself makes vectors across rows.
+#[inline(always)]
+unsafe fn each_vector<S: Simd>(x: &mut Lanes, y: *const f32, f: impl Fn(S::V, S::V) -> S::V) {
+    for part in (0..LANES).step_by(S::WIDTH) {
+        let at = x.as_mut_ptr().wrapping_add(part);
+        // SAFETY: the caller vouches for sixteen floats at `y` and for the features.
+        unsafe { S::store(at, f(S::load(at), S::load(y.add(part)))) };
+    }
+}
+
+/// Whether a score is larger than `limit`.
+#[inline(always)]
+unsafe fn above<S: Simd>(scores: &Lanes, limit: f32) -> bool {
+    (0..LANES).step_by(S::WIDTH).any(|part| {
+        // SAFETY: the lanes end at sixteen; the caller vouches for the features.
+        unsafe { S::any_above(S::load(scores.as_ptr().add(part)), S::splat(limit)) }
+    })
+}
+
 /// A chunk and the query rows that see the same positions of it.
 struct Step {
     k: *const u8,
@@ -318,36 +350,49 @@ impl Step {
         // SAFETY: the caller vouches for the chunk, for `R` rows from `row`, and the features.
         unsafe {
             let mut weights = E::scores::<S, R>(a, self.k, self.row, self.k_ahead);
+            let scale = S::splat(a.scale);
+            let mut tops = [0.0; R];
             for r in 0..R {
                 let row = self.row + r;
-                let scores = &mut weights[r];
-                let acc = std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d);
-                let (sum, max) =
-                    (&mut *a.sum.add(row * LANES).cast::<Lanes>(), &mut *a.max.add(row));
-                scores.iter_mut().for_each(|score| *score *= a.scale);
+                let scores = &mut weights.0[r];
+                each_vector::<S>(scores, scores.as_ptr(), |score, _| S::mul(score, scale));
                 if a.softcap != 0.0 {
                     scores.iter_mut().for_each(|score| *score = soft_cap(*score, a.softcap));
                 }
-                let larger = |top, score: &f32| if *score > top { *score } else { top };
-                let top = scores[hidden..count].iter().fold(*max, larger);
-                if top > *max {
+                let max = &mut *a.max.add(row);
+                // A new maximum is rare, and vectors see at once that there is none.
+                if above::<S>(scores, *max) {
+                    let larger = |top, score: &f32| if *score > top { *score } else { top };
+                    let top = scores[hidden..count].iter().fold(*max, larger);
                     // Multiplying by one changes nothing, so only a new maximum needs the rescale.
-                    let shrink = exp(*max - top);
-                    sum.iter_mut().chain(acc.iter_mut()).for_each(|x| *x *= shrink);
-                    *max = top;
-                }
-                // Bits, not branches: a choice by `count` would take the lanes out of their vector.
-                let (seen, unseen) = (&SEEN[LANES - count..], &SEEN[LANES - hidden..]);
-                for i in 0..LANES {
-                    let weight = exp(scores[i] - top).to_bits() & seen[i] & !unseen[i];
-                    scores[i] = f32::from_bits(weight);
-                    sum[i] += scores[i];
-                }
-                if E::SCALED {
-                    let scales = &*self.v.add(LANES * E::value_row(a.d)).cast::<Lanes>();
-                    for i in 0..LANES {
-                        scores[i] *= scales[i];
+                    if top > *max {
+                        let shrink = exp(*max - top);
+                        let sum = std::slice::from_raw_parts_mut(a.sum.add(row * LANES), LANES);
+                        let acc = std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d);
+                        sum.iter_mut().for_each(|x| *x *= shrink);
+                        acc.iter_mut().for_each(|x| *x *= shrink);
+                        *max = top;
                     }
+                }
+                tops[r] = *max;
+            }
+            // Bits, not branches: a choice by `count` would take the lanes out of their vector.
+            let (seen, unseen) = (&SEEN[LANES - count..], &SEEN[LANES - hidden..]);
+            // One row after the other without a branch between, so that their long chains run side by side.
+            for r in 0..R {
+                let weights = &mut weights.0[r];
+                for i in 0..LANES {
+                    let weight = exp(weights[i] - tops[r]).to_bits() & seen[i] & !unseen[i];
+                    weights[i] = f32::from_bits(weight);
+                }
+            }
+            for r in 0..R {
+                let weights = &mut weights.0[r];
+                let sum = &mut *a.sum.add((self.row + r) * LANES).cast::<Lanes>();
+                each_vector::<S>(sum, weights.as_ptr(), |sum, weight| S::add(sum, weight));
+                if E::SCALED {
+                    let scales = self.v.add(LANES * E::value_row(a.d)).cast();
+                    each_vector::<S>(weights, scales, |weight, scale| S::mul(weight, scale));
                 }
             }
             self.add_values::<S, E, R>(a, &weights);
@@ -360,7 +405,7 @@ impl Step {
     unsafe fn add_values<S: Simd, E: Elements, const R: usize>(
         &self,
         a: &AttendArgs,
-        weights: &[Lanes; R],
+        weights: &Rows<f32, R>,
     ) {
         let mut column = 0;
         // SAFETY: the caller vouches for the chunk, the rows and the features; `d` is a multiple of 16 and
@@ -388,7 +433,7 @@ impl Step {
     unsafe fn add_columns<S: Simd, E: Elements, const R: usize, const C: usize>(
         &self,
         a: &AttendArgs,
-        weights: &[Lanes; R],
+        weights: &Rows<f32, R>,
         column: usize,
     ) {
         let row_bytes = E::value_row(a.d);
@@ -409,7 +454,7 @@ impl Step {
                         fetch::<S>(self.v_ahead, line);
                     }
                 }
-                let weight: [_; R] = std::array::from_fn(|r| S::splat(weights[r][position]));
+                let weight: [_; R] = std::array::from_fn(|r| S::splat(weights.0[r][position]));
                 for c in 0..C {
                     let v = E::value::<S>(from, column + c * S::WIDTH);
                     for r in 0..R {
@@ -445,6 +490,11 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: Lanes, b: Lanes) -> Lanes {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
@@ -459,6 +509,17 @@ impl Simd for Plain {
     unsafe fn store(to: *mut f32, v: Lanes) {
         // SAFETY: the caller vouches for sixteen floats.
         unsafe { to.cast::<Lanes>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> Lanes {
+        // SAFETY: the caller vouches for sixteen integers.
+        unsafe { from.cast::<[i32; LANES]>().read_unaligned() }.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn any_above(a: Lanes, b: Lanes) -> bool {
+        a.iter().zip(&b).any(|(a, b)| a > b)
     }
 
     #[inline(always)]
@@ -487,10 +548,10 @@ impl Simd for Plain {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
+    ) -> Rows<i32, R> {
         // SAFETY: the caller vouches for `16 * d` key codes and `2 * d` query codes a row.
         unsafe {
-            q.map(|q| {
+            Rows(q.map(|q| {
                 let mut dots = [0; LANES];
                 for i in 0..d {
                     let code = i32::from(*q.add(i)) * 128 + i32::from(*q.add(d + i));
@@ -500,7 +561,7 @@ impl Simd for Plain {
                     }
                 }
                 dots
-            })
+            }))
         }
     }
 

@@ -1,7 +1,7 @@
 //! Vectors of the attention rows for NEON, and for NEON with dotprod, which only the integer dots differ in.
 
 use super::arm_asm::{fcvtl, sdot};
-use super::attend::{Codes, F16, F32, Floats, Simd, attend_rows};
+use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows};
 use super::ops::LANES;
 use std::arch::aarch64::*;
 
@@ -26,6 +26,12 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        // SAFETY: the caller vouches for the features.
+        unsafe { vmulq_f32(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
         // SAFETY: the caller vouches for the features.
         unsafe { vfmaq_f32(c, a, b) }
@@ -41,6 +47,18 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
     unsafe fn store(to: *mut f32, v: float32x4_t) {
         // SAFETY: the caller vouches for four floats and the features.
         unsafe { vst1q_f32(to, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> float32x4_t {
+        // SAFETY: the caller vouches for four integers and the features.
+        unsafe { vcvtq_f32_s32(vld1q_s32(from)) }
+    }
+
+    #[inline(always)]
+    unsafe fn any_above(a: float32x4_t, b: float32x4_t) -> bool {
+        // SAFETY: the caller vouches for the features.
+        unsafe { vmaxvq_u32(vcgtq_f32(a, b)) != 0 }
     }
 
     #[inline(always)]
@@ -75,9 +93,9 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
+    ) -> Rows<i32, R> {
         // SAFETY: as the callee wants it.
-        unsafe { q.map(|q| if DOTS { dots_sdot(k, d, q) } else { dots_wide(k, d, q) }) }
+        unsafe { Rows(q.map(|q| if DOTS { dots_sdot(k, d, q) } else { dots_wide(k, d, q) })) }
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 //! that adds is taken off where the accumulators start; the two bytes of a query code have dots of
 //! their own. AVX2 widens keys to 16 bits and multiplies them by whole codes. Both are exact.
 
-use super::attend::{Codes, F16, F32, Floats, Simd, attend_rows};
+use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows};
 use super::ops::LANES;
 use std::arch::x86_64::*;
 
@@ -29,6 +29,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller vouches for the features.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: the caller vouches for the features.
         unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -44,6 +50,18 @@ impl Simd for Avx2 {
     unsafe fn store(to: *mut f32, v: __m256) {
         // SAFETY: the caller vouches for eight floats and the features.
         unsafe { _mm256_storeu_ps(to, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> __m256 {
+        // SAFETY: the caller vouches for eight integers and the features.
+        unsafe { _mm256_cvtepi32_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn any_above(a: __m256, b: __m256) -> bool {
+        // SAFETY: the caller vouches for the features.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) != 0 }
     }
 
     #[inline(always)]
@@ -75,8 +93,8 @@ impl Simd for Avx2 {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
-        let mut dots = [[0; LANES]; R];
+    ) -> Rows<i32, R> {
+        let mut dots = Rows([[0; LANES]; R]);
         // SAFETY: the caller vouches for `16 * d` key codes, the query codes (whole ones from `2 * d` on)
         // and the features.
         unsafe {
@@ -100,7 +118,7 @@ impl Simd for Avx2 {
                     // Two sums a position; adding neighbours leaves the positions as 0 1 4 5 2 3 6 7.
                     let sums = _mm256_hadd_epi32(acc[r][2 * half], acc[r][2 * half + 1]);
                     let sums = _mm256_permute4x64_epi64::<0b11_01_10_00>(sums);
-                    _mm256_storeu_si256(dots[r].as_mut_ptr().add(8 * half).cast(), sums);
+                    _mm256_storeu_si256(dots.0[r].as_mut_ptr().add(8 * half).cast(), sums);
                 }
             }
         }
@@ -132,6 +150,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller vouches for the features.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the caller vouches for the features.
         unsafe { _mm512_fmadd_ps(a, b, c) }
@@ -147,6 +171,18 @@ impl Simd for Avx512 {
     unsafe fn store(to: *mut f32, v: __m512) {
         // SAFETY: the caller vouches for sixteen floats and the features.
         unsafe { _mm512_storeu_ps(to, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i32(from: *const i32) -> __m512 {
+        // SAFETY: the caller vouches for sixteen integers and the features.
+        unsafe { _mm512_cvtepi32_ps(_mm512_loadu_si512(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn any_above(a: __m512, b: __m512) -> bool {
+        // SAFETY: the caller vouches for the features.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
     }
 
     #[inline(always)]
@@ -182,8 +218,8 @@ impl Simd for Avx512 {
         d: usize,
         q: [*const i8; R],
         sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
-        let mut dots = [[0; LANES]; R];
+    ) -> Rows<i32, R> {
+        let mut dots = Rows([[0; LANES]; R]);
         // SAFETY: the caller vouches for `16 * d` key codes, the query codes and the features.
         unsafe {
             let flip = _mm512_set1_epi8(-128);
@@ -201,7 +237,7 @@ impl Simd for Avx512 {
             }
             for r in 0..R {
                 let whole = _mm512_add_epi32(_mm512_slli_epi32::<7>(high[r]), low[r]);
-                _mm512_storeu_si512(dots[r].as_mut_ptr().cast(), whole);
+                _mm512_storeu_si512(dots.0[r].as_mut_ptr().cast(), whole);
             }
         }
         dots
