@@ -21,13 +21,13 @@ import time
 
 import models
 
-# What stands against what: (name, the peer's type, nybl's: none for the same file converted bit by bit, or how its
-# own is made from f16). In each pair nybl has at most as many bits a weight.
+# What stands against what: (the peer's type, bits and group of nybl's, rounded from f16, or none for the same file
+# converted bit by bit). In each pair nybl has at most as many bits a weight.
 PAIRS = {
     "int4-g32": ("q4_0", None),
-    "int4-g128": ("q4_0", ["--bits", "4", "--group", "128"]),
-    "int4-k": ("q4_k", ["--bits", "4", "--group", "32"]),
-    "int3-g128": ("q3_k", ["--bits", "3", "--group", "128"]),
+    "int4-g128": ("q4_0", (4, 128)),
+    "int4-k": ("q4_k", (4, 32)),
+    "int3-g128": ("q3_k", (3, 128)),
     "int8": ("q8_0", None),
 }
 
@@ -132,10 +132,14 @@ def prepared(arguments, shape, pair):
         source = theirs if recipe is None else folder / f"{shape}-f16.gguf"
         make(source, "f16")
         print(f"converting {source.name} to {ours.name}", file=sys.stderr)
-        command = [arguments.nybl, "convert", source, ours, *(recipe or [])]
+        if recipe is None:
+            command = [arguments.nybl, "convert", source, ours]
+        else:
+            bits, group = recipe
+            command = [arguments.nybl, "quantize", source, ours, "--bits", bits, "--group", group, "--method", "rtn"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
-            print(f"{pair}: skipped: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"{pair}: {done.stderr.strip()}", file=sys.stderr)
             return None
     return theirs, ours
 
@@ -172,7 +176,7 @@ def main():
         for pair in arguments.pairs.split(","):
             files = prepared(arguments, shape, pair)
             if files is None:
-                print(f"{shape} {pair}: skipped: no such file for this shape", file=sys.stderr)
+                print(f"{shape} {pair}: skipped", file=sys.stderr)
                 continue
             for test in arguments.tests.split(","):
                 for threads in map(int, arguments.threads.split(",")):

@@ -6,4 +6,4 @@
 use super::abi::MatmulArgs;
 use super::avx2::Ymm;
 
-super::vnni::entries!("avxvnni,avx2,fma,f16c", Ymm<true>, [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]);
+super::vnni::entries!("avxvnni,avx2,fma,f16c", Ymm<true>, [1, 2, 3, 4], 8, [], [1, 2, 3, 4, 5, 6]);

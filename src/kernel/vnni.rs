@@ -42,16 +42,15 @@ unsafe fn finish<S: Simd, const M: usize, const V: usize>(
     }
 }
 
-/// Four bits: `M` rows of activations against every panel; each line is unpacked once for all of them.
+/// Four bits: `M` rows of activations from `first_row` against a panel; each line is unpacked once for
+/// all of them.
 #[inline(always)]
-pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
+pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
     let group_bytes = a.panel_bytes / a.groups;
     // The dots of few rows are too few to hide the latency of each: lines take turns with sets of
     // accumulators. Integer sums do not mind the order.
-    let sets = [4, 2, 2, 1][M - 1];
-    for (panel, lane) in
-        (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
-    {
+    let sets = [4, 2, 2, 1, 1, 1][M - 1];
+    for lane in (0..16).step_by(S::LANES) {
         let at = [lane, 16 + lane];
         // SAFETY: every pointer stays inside the panel and the `M` activation rows, which the caller
         // vouches for.
@@ -61,7 +60,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
             let mut acc = [[S::splat_float(0.0); 2]; M];
             let mut w = a.w.add(panel * a.panel_bytes);
             for g in 0..a.groups {
-                let x = RowsOfX::<M>::new(a, 0, g);
+                let x = RowsOfX::<M>::new(a, first_row, g);
                 let mut low = [[S::splat(0); M]; 4];
                 let mut raw = low;
                 if a.offset == 0 {
@@ -98,7 +97,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs) {
                 scale_in::<S, M, 2>(&mut acc, &dots, &x, a.offset, tables, PANEL, at);
                 w = w.add(group_bytes);
             }
-            finish::<S, M, 2>(a, panel * PANEL, 0, &acc, at);
+            finish::<S, M, 2>(a, panel * PANEL, first_row, &acc, at);
         }
     }
 }
@@ -225,10 +224,172 @@ pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
     }
 }
 
+/// The dots of a plane of codes under nested masks, the first of which is no mask: whole bytes, with their
+/// top bit flipped where `FLIP` says so. `line` is where the line of a step lies; a line from `ahead` on is
+/// fetched at each step.
+#[inline(always)]
+unsafe fn plane<S: Simd, const M: usize, const MASKS: usize, const FLIP: bool>(
+    x: &[*const u8; M],
+    steps: usize,
+    line: impl Fn(usize) -> *const u8,
+    ahead: *const u8,
+    masks: [u8; MASKS],
+) -> [[S::I; MASKS]; M] {
+    // SAFETY: the caller vouches for the lines and the activations of all steps.
+    unsafe {
+        let mut dots = [[S::splat(0); MASKS]; M];
+        for step in 0..steps {
+            let codes = S::load(line(step));
+            S::prefetch(ahead.wrapping_add(step * 64));
+            let whole = if FLIP { S::xor(codes, S::splat_byte(0x80)) } else { codes };
+            let codes: [S::I; MASKS] = std::array::from_fn(|i| match i {
+                0 => whole,
+                _ => S::and(codes, S::splat_byte(masks[i])),
+            });
+            for r in 0..M {
+                let x = four::<S>(x[r].add(step * 4));
+                for i in 0..MASKS {
+                    dots[r][i] = S::dot(dots[r][i], codes[i], x);
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// Three bits, `M` rows of activations: plane by plane, because the sums of all three planes would not fit
+/// the registers.
+#[inline(always)]
+pub(super) unsafe fn q3_rows<S: Simd, const M: usize>(a: &MatmulArgs) {
+    let group_bytes = a.panel_bytes / a.groups;
+    // A plane is read from one end of a group to the other before the next one is. What is fetched meanwhile
+    // lies a group ahead or more, and in the order of addresses, which the CPU's own prefetcher follows.
+    let ahead = PREFETCH.next_multiple_of(group_bytes);
+    for (panel, lane) in
+        (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
+    {
+        let at: [usize; 8] = std::array::from_fn(|field| field * 16 + lane);
+        // SAFETY: as in `q4`.
+        unsafe {
+            let mut acc = [[S::splat_float(0.0); 8]; M];
+            let mut w = a.w.add(panel * a.panel_bytes);
+            for g in 0..a.groups {
+                let x = RowsOfX::<M>::new(a, 0, g);
+                let line = |plane: usize| {
+                    move |step: usize| {
+                        w.add(step / 2 * 384 + step % 2 * 64 + plane * 128 + lane * 4)
+                    }
+                };
+                let steps = a.group / 4;
+                let ahead = |plane: usize| w.wrapping_add(ahead + plane * steps * 64);
+                let p = plane::<S, M, 3, true>(&x.x, steps, line(0), ahead(0), [0, 0x1f, 0x03]);
+                let q = plane::<S, M, 3, true>(&x.x, steps, line(1), ahead(1), [0, 0x3f, 0x07]);
+                let r =
+                    plane::<S, M, 4, false>(&x.x, steps, line(2), ahead(2), [0, 0x7f, 0x0f, 0x01]);
+                let mut dots = [[S::splat(0); 8]; M];
+                for row in 0..M {
+                    let (p, q, r) = (p[row], q[row], r[row]);
+                    let high = S::right::<6>(S::sub(q[0], q[1]));
+                    let four_of_six = S::add(S::add(r[3], r[3]), S::add(r[3], r[3]));
+                    dots[row] = [
+                        S::right::<2>(S::sub(p[1], p[2])),
+                        S::right::<5>(S::sub(p[0], p[1])),
+                        q[2],
+                        S::right::<3>(S::sub(q[1], q[2])),
+                        S::right::<1>(S::sub(r[2], r[3])),
+                        S::right::<4>(S::sub(r[1], r[2])),
+                        S::add(p[2], four_of_six),
+                        S::add(S::add(high, high), S::right::<7>(S::sub(r[0], r[1]))),
+                    ];
+                    if a.offset == 0 {
+                        let middle = S::splat(4 * x.sum(row));
+                        for dots in &mut dots[row] {
+                            *dots = S::sub(*dots, middle);
+                        }
+                    }
+                }
+                let tables = w.add(a.group * 48);
+                for at in (0..group_bytes - a.group * 48).step_by(64) {
+                    S::prefetch(ahead(3).wrapping_add(at));
+                }
+                scale_in::<S, M, 8>(&mut acc, &dots, &x, a.offset, tables, 128, at);
+                w = w.add(group_bytes);
+            }
+            finish::<S, M, 8>(a, panel * 128, 0, &acc, at);
+        }
+    }
+}
+
+/// Two bits, `M` rows of activations.
+#[inline(always)]
+pub(super) unsafe fn q2_rows<S: Simd, const M: usize>(a: &MatmulArgs) {
+    let group_bytes = a.panel_bytes / a.groups;
+    for (panel, lane) in
+        (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
+    {
+        let at: [usize; 4] = std::array::from_fn(|field| field * 16 + lane);
+        // SAFETY: as in `q4`.
+        unsafe {
+            let mut acc = [[S::splat_float(0.0); 4]; M];
+            let mut w = a.w.add(panel * a.panel_bytes);
+            for g in 0..a.groups {
+                let x = RowsOfX::<M>::new(a, 0, g);
+                let line = |step: usize| w.add(step * 64 + lane * 4);
+                let (masks, ahead) = ([0, 0x3f, 0x0f, 0x03], w.wrapping_add(PREFETCH));
+                let all = plane::<S, M, 4, true>(&x.x, a.group / 4, line, ahead, masks);
+                let mut dots = [[S::splat(0); 4]; M];
+                for row in 0..M {
+                    let all = all[row];
+                    dots[row] = [
+                        all[3],
+                        S::right::<2>(S::sub(all[2], all[3])),
+                        S::right::<4>(S::sub(all[1], all[2])),
+                        S::right::<6>(S::sub(all[0], all[1])),
+                    ];
+                    if a.offset == 0 {
+                        let middle = S::splat(2 * x.sum(row));
+                        for dots in &mut dots[row] {
+                            *dots = S::sub(*dots, middle);
+                        }
+                    }
+                }
+                let tables = w.add(a.group * 16);
+                scale_in::<S, M, 4>(&mut acc, &dots, &x, a.offset, tables, 64, at);
+                w = w.add(group_bytes);
+            }
+            finish::<S, M, 4>(a, panel * 64, 0, &acc, at);
+        }
+    }
+}
+
+/// A panel of four-bit codes with a run of rows of activations: the panel and the first of the rows.
+pub(super) type RunFn = unsafe fn(&MatmulArgs, usize, usize);
+
+/// Panels of four-bit codes with `m` rows of activations, in runs of nearly the same length, all of them
+/// while a panel is near.
+///
+/// # Safety
+/// The block keeps its promises, and the CPU has what the functions need; `runs[i]` takes `i + 1` rows.
+#[inline(always)]
+pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
+    let count = a.m.div_ceil(runs.len());
+    for panel in 0..a.panels {
+        for run in 0..count {
+            let (first, end) = (a.m * run / count, a.m * (run + 1) / count);
+            // SAFETY: the caller's promise; a run has 1 to `runs.len()` rows.
+            unsafe { runs.get_unchecked(end - first - 1)(a, panel, first) };
+        }
+    }
+}
+
 /// Declares the matmul entries of a row file for `Simd` type `$simd`: the rows of activations that meet
-/// codes of four bits at once, and those that meet bytes.
+/// codes of four bits at once, those up to which they do so in runs, those beyond one that meet codes of fewer bits at
+/// once, and those that meet bytes.
 macro_rules! entries {
-    ($features:literal, $simd:ty, [$($few:literal),*], [$($tile:literal),*]) => {
+    (
+        $features:literal, $simd:ty,
+        [$($few:literal),*], $most:literal, [$($fewer:literal),*], [$($tile:literal),*]
+    ) => {
         use super::x86::{self, Simd as _, Tile, TileFn};
         use super::vnni;
 
@@ -245,9 +406,27 @@ macro_rules! entries {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn few<const M: usize>(a: &MatmulArgs) {
+        unsafe fn few<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
             // SAFETY: the caller's promise.
-            unsafe { vnni::q4::<$simd, M>(a) }
+            unsafe { vnni::q4::<$simd, M>(a, panel, first_row) }
+        }
+
+        $(
+            const _: () = assert!($fewer > 1, "one row has functions of its own");
+        )*
+
+        #[allow(dead_code, reason = "not where registers are few")]
+        #[target_feature(enable = $features)]
+        unsafe fn fewer_q3<const M: usize>(a: &MatmulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { vnni::q3_rows::<$simd, M>(a) }
+        }
+
+        #[allow(dead_code, reason = "not where registers are few")]
+        #[target_feature(enable = $features)]
+        unsafe fn fewer_q2<const M: usize>(a: &MatmulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { vnni::q2_rows::<$simd, M>(a) }
         }
 
         #[target_feature(enable = $features)]
@@ -279,7 +458,7 @@ macro_rules! entries {
             // SAFETY: the caller vouches for the block.
             unsafe {
                 match (*a).m {
-                    $($few => few::<$few>(&*a),)*
+                    1..=$most => vnni::few(&*a, &[$(few::<$few>),*]),
                     _ => x86::many(&*a, 4, decode::<4>, TILES, WIDTH),
                 }
             }
@@ -292,6 +471,7 @@ macro_rules! entries {
             unsafe {
                 match (*a).m {
                     1 => one_q3(&*a),
+                    $($fewer => fewer_q3::<$fewer>(&*a),)*
                     _ => x86::many(&*a, 3, decode::<3>, TILES, WIDTH),
                 }
             }
@@ -304,6 +484,7 @@ macro_rules! entries {
             unsafe {
                 match (*a).m {
                     1 => one_q2(&*a),
+                    $($fewer => fewer_q2::<$fewer>(&*a),)*
                     _ => x86::many(&*a, 2, decode::<2>, TILES, WIDTH),
                 }
             }

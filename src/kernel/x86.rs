@@ -74,7 +74,8 @@ pub(super) trait Simd {
     }
 }
 
-/// [`Simd::walk`] by dots of four.
+/// [`Simd::walk`] by dots of four. The dots of few rows are too few to hide the latency of each, so steps take
+/// turns with sets of accumulators. Integer sums do not mind the order.
 #[inline(always)]
 pub(super) unsafe fn walk<S: Simd + ?Sized, const R: usize, const FLIP: bool>(
     dots: &mut [[S::I; 2]; R],
@@ -83,20 +84,39 @@ pub(super) unsafe fn walk<S: Simd + ?Sized, const R: usize, const FLIP: bool>(
     steps: usize,
     ahead: *const u8,
 ) {
-    // SAFETY: the caller vouches for the codes and the activations of `steps` steps.
+    let sets = if R < 4 { [4, 2, 2][R - 1] } else { 1 };
+    // SAFETY: the caller vouches for the codes and the activations of `steps` steps, a multiple of four.
     unsafe {
         let flip = S::splat_byte(0x80);
-        for step in 0..steps {
-            let at = codes.add(step * 128);
-            let mut codes = [S::load(at), S::load(at.add(S::LANES * 4))];
-            S::prefetch(ahead.wrapping_add(step * if FLIP { 128 } else { 64 }));
-            if FLIP {
-                codes = [S::xor(codes[0], flip), S::xor(codes[1], flip)];
+        let mut more = [[[S::splat(0); 2]; R]; 3];
+        for start in (0..steps).step_by(sets) {
+            for turn in 0..sets {
+                let step = start + turn;
+                let at = codes.add(step * 128);
+                let mut codes = [S::load(at), S::load(at.add(S::LANES * 4))];
+                if FLIP {
+                    S::prefetch(ahead.wrapping_add(step * 128));
+                    if R == 1 {
+                        // Nothing but memory limits it then.
+                        S::prefetch(ahead.wrapping_add(step * 128 + 64));
+                    }
+                    codes = [S::xor(codes[0], flip), S::xor(codes[1], flip)];
+                } else {
+                    S::prefetch(ahead.wrapping_add(step * 64));
+                }
+                let dots = if turn == 0 { &mut *dots } else { &mut more[turn - 1] };
+                for r in 0..R {
+                    let x = S::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
+                    dots[r][0] = S::dot(dots[r][0], codes[0], x);
+                    dots[r][1] = S::dot(dots[r][1], codes[1], x);
+                }
             }
+        }
+        for more in &more[..sets - 1] {
             for r in 0..R {
-                let x = S::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
-                dots[r][0] = S::dot(dots[r][0], codes[0], x);
-                dots[r][1] = S::dot(dots[r][1], codes[1], x);
+                for v in 0..2 {
+                    dots[r][v] = S::add(dots[r][v], more[r][v]);
+                }
             }
         }
     }

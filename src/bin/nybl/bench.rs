@@ -218,7 +218,7 @@ impl<'a> Bench<'a> {
         let mut times = Vec::new();
         let mut read = Vec::new();
         for run in 0..=self.args.runs {
-            read.push(self.read_seconds());
+            let reading = self.read_seconds();
             let mut tables = (0..sequences)
                 .map(|_| self.store.fork(&mut deep))
                 .collect::<nybl::Result<Vec<_>>>()?;
@@ -234,6 +234,7 @@ impl<'a> Bench<'a> {
             // The first one brings everything into memory.
             if run > 0 {
                 times.push(time);
+                read.push(reading);
             }
         }
         self.store.truncate(&mut deep, 0);
@@ -291,7 +292,6 @@ impl<'a> Bench<'a> {
         let mut times = vec![Vec::new(); most];
         for run in 0..=self.args.runs {
             for (m, times) in times.iter_mut().enumerate() {
-                // As many passes as a decoding step would be timed for, so that the clock is no part of it.
                 let mut table = self.store.fork(&mut deep)?;
                 let time = self.pass(&mut table, m + 1, Logits::All)?;
                 self.store.truncate(&mut table, 0);
