@@ -91,6 +91,15 @@ fn the_engine_serves_a_host_on_a_phone() {
     }
 }
 
+/// Plans, choices, ends of texts, forks, files, figures, messages and memory that is wanted back.
+#[test]
+fn a_host_asks_sets_and_is_told() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("host", link)).arg(model()).arg(folder()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Refuses the first, the second, the third ... buffer, until a run needs no more than are granted.
 #[test]
 fn every_refused_allocation_is_a_status_and_nothing_leaks() {
@@ -117,6 +126,7 @@ fn c_programs_are_clean_under_sanitizers() {
         ("misuse", &[][..]),
         ("callbacks", &[]),
         ("engine", &[]),
+        ("host", &["target/tmp"]),
         ("allocation", &["ffi-tests/data/nursery.F16.gguf"]),
         ("kernels", &[]),
         ("foreign_verify", &[]),

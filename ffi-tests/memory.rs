@@ -10,8 +10,40 @@ use nybl::engine::session::{Next, Session, SessionConfig};
 use nybl::file::metadata::{Metadata, Value};
 use nybl::file::nybl::{Kind, Writer};
 use nybl::kernel::{Format, Layout};
+use std::alloc::{GlobalAlloc, System};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes that the program has allocated and not freed.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: the system's allocator, with a counter beside it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: std::alloc::Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise. Pages that nobody touches stay clean, which the default would not leave
+        // them.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, data: *mut u8, layout: std::alloc::Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(data, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 const LAYERS: usize = 6;
 const WIDTH: usize = 1024;
@@ -88,4 +120,41 @@ fn a_run_makes_less_than_a_twentieth_of_the_file_dirty() {
     assert_eq!(owned, 0);
     assert!(extra * 20 < file, "{extra} bytes are dirty for a file of {file}");
     std::fs::remove_file(&path).unwrap();
+    #[cfg(feature = "text")]
+    tokenizers_take_about_what_a_plan_says();
+}
+
+/// Called by the one test, because it looks at the whole process, too.
+#[cfg(feature = "text")]
+fn tokenizers_take_about_what_a_plan_says() {
+    use nybl::engine::plan::tokenizer_bytes;
+    use nybl::file::checkpoint::Checkpoint;
+    use nybl::text::vocabulary;
+    let mut described = Vec::new();
+    for name in ["gpt2", "qwen2.5", "smollm2"] {
+        let path = support::shared(&format!("tokenizers/{name}/tokenizer.json"));
+        if let Ok(json) = std::fs::read_to_string(&path) {
+            let mut metadata = Metadata::new(name);
+            metadata.set("tokenizer.huggingface.json", Value::Text(json));
+            described.push((name, metadata));
+        }
+    }
+    for name in ["gpt-2", "llama-spm", "phi-3"] {
+        let path = support::shared(&format!("tokenizers/ggml-vocab-{name}.gguf"));
+        if let Ok(checkpoint) = Checkpoint::open(&path) {
+            described.push((name, checkpoint.metadata));
+        }
+    }
+    let mut far = Vec::new();
+    for (name, metadata) in described {
+        let planned = tokenizer_bytes(&metadata);
+        let before = LIVE.load(Ordering::Relaxed);
+        let tokenizer = vocabulary::tokenizer(&metadata, usize::MAX).unwrap().unwrap();
+        let taken = LIVE.load(Ordering::Relaxed) - before;
+        eprintln!("{name}: {} tokens, {taken} bytes, {planned} planned", tokenizer.vocab_size());
+        if planned > 2 * taken || taken > 3 * planned / 2 {
+            far.push((name, taken, planned));
+        }
+    }
+    assert!(far.is_empty(), "{far:?}");
 }

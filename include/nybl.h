@@ -77,6 +77,9 @@
 #define nybl_tokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_tokenize)
 #define nybl_detokenize NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_detokenize)
 #define nybl_model_open_source NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open_source)
+#define nybl_model_open_sources NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_open_sources)
+#define nybl_source_seal NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_source_seal)
+#define nybl_model_lock_pages NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_lock_pages)
 #define nybl_model_prefetch NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_prefetch)
 #define nybl_model_wait NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_wait)
 #define nybl_model_release_pages NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_release_pages)
@@ -91,6 +94,18 @@
 #define nybl_session_truncate NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_truncate)
 #define nybl_session_reset NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_reset)
 #define nybl_session_get_logits NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_logits)
+#define nybl_model_plan NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_model_plan)
+#define nybl_session_set_sampler NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_sampler)
+#define nybl_session_set_logit_bias NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_logit_bias)
+#define nybl_session_set_logits_hook NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_logits_hook)
+#define nybl_session_set_stop_strings NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_stop_strings)
+#define nybl_session_set_logprobs NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_logprobs)
+#define nybl_session_get_logprobs NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_logprobs)
+#define nybl_session_fork NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_fork)
+#define nybl_session_save NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_save)
+#define nybl_session_restore NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_restore)
+#define nybl_session_copy_tokens NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_copy_tokens)
+#define nybl_session_get_metrics NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_get_metrics)
 #define nybl_drafter_create_model NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_drafter_create_model)
 #define nybl_spec_attach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_attach)
 #define nybl_spec_detach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_detach)
@@ -99,6 +114,8 @@
 #define nybl_runtime_report_heat NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_report_heat)
 #define nybl_runtime_set_power_mode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_set_power_mode)
 #define nybl_runtime_get_governor_state NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_get_governor_state)
+#define nybl_session_set_small_model NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_session_set_small_model)
+#define nybl_runtime_relieve NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_relieve)
 #define nybl_get_api NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_get_api)
 #endif
 
@@ -1126,6 +1143,46 @@ nybl_status nybl_drafter_rewind(struct nybl_drafter *drafter, size_t len);
  */
 
 /**
+ * nybl_runtime_config.cores: the big ones where cores are unlike, otherwise where the system likes.
+ */
+#define NYBL_CORES_AUTO 0
+
+/**
+ * nybl_runtime_config.cores: wherever the system likes.
+ */
+#define NYBL_CORES_ALL 1
+
+/**
+ * nybl_runtime_config.cores: the small ones where cores are unlike: least heat, for what nobody waits for.
+ */
+#define NYBL_CORES_SMALL 2
+
+/**
+ * nybl_runtime_config.cores: those of core_mask.
+ */
+#define NYBL_CORES_MASK 3
+
+/**
+ * Something went wrong that no call reports.
+ */
+#define NYBL_LOG_ERROR 1
+
+/**
+ * Something is not as it should be, and work goes on.
+ */
+#define NYBL_LOG_WARN 2
+
+/**
+ * What was opened, and what changed.
+ */
+#define NYBL_LOG_INFO 3
+
+/**
+ * Details for whoever looks for a fault.
+ */
+#define NYBL_LOG_DEBUG 4
+
+/**
  * A runtime. Any thread may use it, several at a time.
  */
 typedef struct nybl_runtime nybl_runtime;
@@ -1168,6 +1225,23 @@ typedef struct nybl_allocator {
 } nybl_allocator;
 
 /**
+ * Receives a message of one runtime, `length` bytes of UTF-8 that are valid until it returns, on whichever thread
+ * has something to say. It must not unwind and must not call functions of the runtime.
+ */
+typedef void (*nybl_log_fn)(void *user, uint32_t level, const char *message, size_t length);
+
+/**
+ * A part of a job; must be called once for every index.
+ */
+typedef void (*nybl_tile_fn)(const void *job, size_t index);
+
+/**
+ * Calls tile(job, 0) to tile(job, tiles - 1), each once, on whichever threads of the host, and returns when all have
+ * returned. It must not unwind; `tile` does not.
+ */
+typedef void (*nybl_executor_fn)(void *user, size_t tiles, nybl_tile_fn tile, const void *job);
+
+/**
  * Settings of a runtime; all zeros is the default.
  */
 typedef struct nybl_runtime_config {
@@ -1192,6 +1266,51 @@ typedef struct nybl_runtime_config {
      * process's own allocator, which small things (handles, names, the tokenizer) always come from.
      */
     const struct nybl_allocator *allocator;
+    /**
+     * One of NYBL_CORES_*: where the threads run. The calling thread stays where the host has put it.
+     */
+    uint32_t cores;
+    /**
+     * The least important level of messages for `log`: one of NYBL_LOG_*; 0 for NYBL_LOG_INFO.
+     */
+    uint32_t log_level;
+    /**
+     * For NYBL_CORES_MASK: core i may be used when bit i is set.
+     */
+    uint64_t core_mask;
+    /**
+     * Where messages go; NULL for nowhere.
+     */
+    nybl_log_fn log;
+    /**
+     * Passed to log.
+     */
+    void *log_user;
+    /**
+     * The host's own threads, `threads` of them, which must then be given; NULL for threads of the runtime.
+     */
+    nybl_executor_fn executor;
+    /**
+     * Passed to executor.
+     */
+    void *executor_user;
+    /**
+     * Degrees Celsius that the governor holds; 0 for 45.
+     */
+    float target_celsius;
+    /**
+     * Degrees from which on nothing runs until the target is reached again; 0 for 50.
+     */
+    float critical_celsius;
+    /**
+     * 1 lets the runtime read the sensors of Linux and Android itself, every few seconds while it works, where the
+     * system allows that; what the host reports counts instead as soon as it does.
+     */
+    uint32_t read_sensors;
+    /**
+     * Not used; must be zero.
+     */
+    uint32_t reserved;
 } nybl_runtime_config;
 
 /**
@@ -1407,6 +1526,29 @@ nybl_status nybl_model_open_source(const nybl_runtime *runtime,
                                    nybl_model **out);
 
 /**
+ * As nybl_model_open_source(), from all parts of a model that was split, in order: the shards of a .nybl or GGUF
+ * file. One source of the kind NYBL_SOURCE_PATH finds its other parts by their names, as nybl_model_open() does.
+ */
+nybl_status nybl_model_open_sources(const nybl_runtime *runtime,
+                                    const struct nybl_source *sources,
+                                    size_t count,
+                                    nybl_model **out);
+
+/**
+ * Copies the bytes of `source` into memory and stores in `fd` a descriptor of them that the caller closes: a file without
+ * a name that nobody can change any more (a sealed memfd, on Linux and Android; NYBL_ERR_UNSUPPORTED elsewhere). A
+ * service hands it to other processes, which open it as NYBL_SOURCE_FD and share its memory.
+ */
+nybl_status nybl_source_seal(const struct nybl_source *source,
+                             int32_t *fd);
+
+/**
+ * Keeps all pages of the weights in memory until the model is closed. Needs a right that phones seldom give:
+ * NYBL_ERR_IO without it.
+ */
+nybl_status nybl_model_lock_pages(const nybl_model *model);
+
+/**
  * Reads the weights into memory in the background, in the order of the layers. Sessions may work meanwhile:
  * they wait only for the layer that they have come to. `progress` may be NULL; it and `user` stay valid until
  * all has been read or the model is closed. Does nothing the second time.
@@ -1507,6 +1649,13 @@ nybl_status nybl_chat_render(const nybl_model *model,
  */
 
 /**
+ * nybl_session_config.flags: nobody waits for this session. It uses a quarter of the threads and half the time,
+ * and lets other sessions of the model go first between chunks of its prompts, which are of 16 tokens unless
+ * prefill_chunk says otherwise.
+ */
+#define NYBL_SESSION_BACKGROUND 1
+
+/**
  * nybl_event.kind: a token was generated.
  */
 #define NYBL_EVENT_TOKEN 1
@@ -1520,6 +1669,12 @@ nybl_status nybl_chat_render(const nybl_model *model,
  * nybl_event.kind: the context is full.
  */
 #define NYBL_EVENT_CONTEXT_FULL 3
+
+/**
+ * nybl_event.kind: a token was generated and with it a stop string is complete: see
+ * nybl_session_set_stop_strings().
+ */
+#define NYBL_EVENT_STOP 4
 
 /**
  * One sequence of tokens on a model. One thread at a time; a second one, or a call from inside a callback of
@@ -1582,9 +1737,9 @@ typedef struct nybl_session_config {
      */
     uint32_t window;
     /**
-     * Not used; must be zero.
+     * 0, or NYBL_SESSION_BACKGROUND.
      */
-    uint32_t reserved2;
+    uint32_t flags;
     /**
      * Bytes of memory for the keys and values of all sessions of the model that agree in the settings
      * above; 0 for as many as their contexts need.
@@ -1666,10 +1821,11 @@ nybl_status nybl_session_append(struct nybl_session *session,
                                 size_t count);
 
 /**
- * Chooses the next token and fills `event`, whose struct_size the caller has set. After
- * NYBL_EVENT_END the session may go on with nybl_session_append().
+ * Chooses the next token and fills `event`, whose struct_size the caller has set. After NYBL_EVENT_END and
+ * NYBL_EVENT_STOP the session may go on, with nybl_session_append() or without.
  */
-nybl_status nybl_session_next(struct nybl_session *session, struct nybl_event *event);
+nybl_status nybl_session_next(struct nybl_session *session,
+                              struct nybl_event *event);
 
 /**
  * Calls nybl_session_next() and passes each event to `each`, until an event is no token, `max_tokens` tokens
@@ -1705,6 +1861,298 @@ nybl_status nybl_session_reset(struct nybl_session *session);
 nybl_status nybl_session_get_logits(struct nybl_session *session,
                                     const float **logits,
                                     size_t *count);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: what a model will take
+ *
+ * Asked before it is opened, so that no system has to end the process for it.
+ */
+
+/**
+ * What a model and its sessions take, in bytes, and what would make them fit.
+ */
+typedef struct nybl_plan {
+    /**
+     * sizeof(nybl_plan).
+     */
+    uint32_t struct_size;
+    /**
+     * 1 when the dirty bytes stay within the budget, or when there is none; 0 otherwise.
+     */
+    int32_t fits;
+    /**
+     * Weights in the mapping of the file: clean, shared, taken back by the system when it needs memory.
+     */
+    uint64_t mapped_bytes;
+    /**
+     * Weights in private memory: all of them where the file has to be packed first.
+     */
+    uint64_t private_bytes;
+    /**
+     * The tokenizer, an estimate.
+     */
+    uint64_t tokenizer_bytes;
+    /**
+     * Keys and values of all sessions when their contexts are full.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Keys and values for every thousand tokens of one session.
+     */
+    uint64_t kv_1k_bytes;
+    /**
+     * Buffers of all sessions.
+     */
+    uint64_t scratch_bytes;
+    /**
+     * All that counts against the process: every member above but mapped_bytes and kv_1k_bytes.
+     */
+    uint64_t dirty_bytes;
+    /**
+     * What is left of it with every change that is known: no budget below can be met.
+     */
+    uint64_t least_bytes;
+    /**
+     * When it does not fit: the dirty bytes with the change below that harms least; 0 when none helps.
+     */
+    uint64_t remedy_bytes;
+    /**
+     * 1 when a part of the change is to convert the file to .nybl.
+     */
+    uint32_t remedy_convert;
+    /**
+     * Another nybl_session_config.prefill_chunk; 0 for no change.
+     */
+    uint32_t remedy_prefill_chunk;
+    /**
+     * Another nybl_session_config.kv_format; that of the settings for no change.
+     */
+    uint32_t remedy_kv_format;
+    /**
+     * Another nybl_session_config.context; 0 for no change.
+     */
+    uint32_t remedy_context;
+} nybl_plan;
+
+/**
+ * Plans for the model at `sources`, as nybl_model_open_sources() takes them, and for `sessions` sessions with
+ * the settings `config`, which may be NULL. `budget` is what may be dirty; 0 for no limit. Reads the head of the
+ * file and nothing else. A model that does not fit is NYBL_OK with `fits` 0.
+ */
+nybl_status nybl_model_plan(const nybl_source *sources,
+                            size_t count,
+                            const nybl_session_config *config,
+                            uint32_t sessions,
+                            uint64_t budget,
+                            struct nybl_plan *out);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: how tokens are chosen and texts end
+ *
+ * Samplers with penalties, biases, a hook on the logits, strings that end a text, and what the model thought.
+ * All of it also with speculation, which changes nothing of it.
+ */
+
+/**
+ * Changes `logits`, one for each of the `vocab` tokens, before a token is chosen from them: the mask of a grammar,
+ * for example, minus infinity for what it forbids. `tokens` is the sequence before that token, followed by
+ * `n_drafts` drafts at its end that are only supposed: the same text may be asked for more than once, and texts
+ * that do not come to pass. What it does may depend on `tokens` and on nothing else. It is called by the thread
+ * that asks for a token, must not unwind, and must not call functions of the session.
+ */
+typedef void (*nybl_logits_fn)(void *user,
+                               const uint32_t *tokens,
+                               size_t n_tokens,
+                               size_t n_drafts,
+                               float *logits,
+                               size_t vocab);
+
+/**
+ * A token and the natural logarithm of its probability.
+ */
+typedef struct nybl_logprob {
+    /**
+     * The token.
+     */
+    uint32_t token;
+    /**
+     * Minus infinity for a token that cannot come.
+     */
+    float logprob;
+} nybl_logprob;
+
+/**
+ * Changes how tokens are chosen, from the next one on. The random numbers go on where they were. NULL is
+ * greedy without penalties.
+ */
+nybl_status nybl_session_set_sampler(nybl_session *session,
+                                     const nybl_sampler *config);
+
+/**
+ * Adds `biases[i]` to the logit of token `tokens[i]` before anything else, from the next token on and instead of
+ * the biases before; minus infinity forbids a token. `count` 0 ends it.
+ */
+nybl_status nybl_session_set_logit_bias(nybl_session *session,
+                                        const uint32_t *tokens,
+                                        const float *biases,
+                                        size_t count);
+
+/**
+ * Lets logits go through `hook` from the next token on, after the biases; NULL for none. Forks keep it: `user` stays
+ * valid until they have ended, too.
+ */
+nybl_status nybl_session_set_logits_hook(nybl_session *session,
+                                         nybl_logits_fn hook,
+                                         void *user);
+
+/**
+ * Ends texts at any of these strings: NYBL_EVENT_STOP then comes with the token that completes one. Neither the string
+ * nor what follows it in that token is in the text of an event, and no part of it either: text that could be the
+ * beginning of one is held back until it is known not to be, at the latest until the text ends otherwise. `count` 0
+ * ends it.
+ */
+nybl_status nybl_session_set_stop_strings(nybl_session *session,
+                                          const char *const *strings,
+                                          const size_t *lengths,
+                                          size_t count);
+
+/**
+ * Has nybl_session_get_logprobs() tell about every token from the next one on: about the token itself and the `top`
+ * likeliest, at most 1024. Costs a pass over the logits for each token. `enabled` 0 ends it.
+ */
+nybl_status nybl_session_set_logprobs(nybl_session *session,
+                                      int32_t enabled,
+                                      uint32_t top);
+
+/**
+ * What the model itself, before biases, penalties and everything else, thought of the token of the last event, which
+ * comes first, and of the likeliest ones in its place, which follow, likeliest first. Stores their number in
+ * `count`, 0 where there is nothing to tell, and as many as fit in `logprobs`; NYBL_ERR_BUFFER_TOO_SMALL when that
+ * is not all of them.
+ */
+nybl_status nybl_session_get_logprobs(nybl_session *session,
+                                      struct nybl_logprob *logprobs,
+                                      size_t capacity,
+                                      size_t *count);
+
+/* -------------------------------------------------------------------------------------------------
+ * Engine: what sessions share and keep
+ *
+ * Forks, files, and the figures of a session.
+ */
+
+/**
+ * What a session has done since it began, and what it takes. Times are those that a caller waits.
+ */
+typedef struct nybl_session_metrics {
+    /**
+     * sizeof(nybl_session_metrics).
+     */
+    uint32_t struct_size;
+    /**
+     * Milliseconds for which heat pauses the runtime; 0 when it does not.
+     */
+    uint32_t retry_ms;
+    /**
+     * Tokens appended.
+     */
+    uint64_t prompt_tokens;
+    /**
+     * Of these, and of tokens that were run again, those found in the cache.
+     */
+    uint64_t reused_tokens;
+    /**
+     * Seconds in nybl_session_append().
+     */
+    double prompt_seconds;
+    /**
+     * Seconds from the beginning of the last append to the token after it; 0 before the first one.
+     */
+    double first_token_seconds;
+    /**
+     * Tokens made, but for those that came right after an append and took no pass.
+     */
+    uint64_t decoded_tokens;
+    /**
+     * The seconds for these.
+     */
+    double decode_seconds;
+    /**
+     * Drafts that were checked since the drafter was attached, and of these those that were accepted.
+     */
+    uint64_t drafted;
+    /**
+     * See above.
+     */
+    uint64_t accepted;
+    /**
+     * Tokens of the smaller model: see nybl_session_set_small_model().
+     */
+    uint64_t small_model_tokens;
+    /**
+     * Bytes of weights in the mapping of the file.
+     */
+    uint64_t mapped_bytes;
+    /**
+     * Bytes of weights in private memory.
+     */
+    uint64_t private_bytes;
+    /**
+     * Bytes of keys and values, those of all sessions that share the cache.
+     */
+    uint64_t kv_bytes;
+    /**
+     * Bytes of the session's other buffers.
+     */
+    uint64_t scratch_bytes;
+    /**
+     * The share of full effort that heat allows, 0 to 1.
+     */
+    float effort;
+    /**
+     * Not used.
+     */
+    uint32_t reserved;
+} nybl_session_metrics;
+
+/**
+ * A second session with the same tokens, settings, hook and random numbers. The two share all keys and values until
+ * one of them writes, and compute one after the other. It has no drafter. Destroy it with nybl_session_destroy().
+ */
+nybl_status nybl_session_fork(nybl_session *session,
+                              nybl_session **out);
+
+/**
+ * Writes tokens, keys and values to the file at `path` (UTF-8), replacing it whole or not at all. The random numbers
+ * are no part of it.
+ */
+nybl_status nybl_session_save(nybl_session *session,
+                              const char *path,
+                              size_t path_len);
+
+/**
+ * Replaces the sequence by that in a file of nybl_session_save(), written by this process or another one with the same
+ * model and the same settings of the KV cache. On failure nothing has changed: NYBL_ERR_CORRUPT or
+ * NYBL_ERR_UNSUPPORTED for a file that cannot be used, NYBL_ERR_CONTEXT_FULL when it holds too many tokens. Makes a
+ * session usable again that answered NYBL_ERR_POISONED.
+ */
+nybl_status nybl_session_restore(nybl_session *session,
+                                 const char *path,
+                                 size_t path_len);
+
+/**
+ * Copies the tokens of the sequence. Stores their number in `count` and as many as fit in `ids`;
+ * NYBL_ERR_BUFFER_TOO_SMALL when that is not all of them.
+ */
+nybl_status nybl_session_copy_tokens(nybl_session *session,
+                                     uint32_t *ids,
+                                     size_t capacity,
+                                     size_t *count);
+
+/**
+ * Fills `metrics`, whose struct_size the caller has set.
+ */
+nybl_status nybl_session_get_metrics(nybl_session *session, struct nybl_session_metrics *metrics);
 
 /* -------------------------------------------------------------------------------------------------
  * Speculation
@@ -1872,10 +2320,11 @@ nybl_status nybl_spec_get_stats(nybl_session *session,
                                 struct nybl_spec_stats *stats);
 
 /* -------------------------------------------------------------------------------------------------
- * Engine: heat and power
+ * Engine: heat, power and memory
  *
  * The host tells what it knows of heat and of who is waiting; the runtime shortens drafts, uses fewer threads,
- * rests between tokens and, when nothing else helps, pauses. It never changes a token.
+ * rests between tokens and, when nothing else helps, pauses. It never changes a token, unless the host has named a
+ * smaller model to go on with. When the system wants memory, what costs least to get again goes first.
  */
 
 /**
@@ -1917,6 +2366,21 @@ nybl_status nybl_spec_get_stats(nybl_session *session,
  * nybl_runtime_set_power_mode(): the battery is low: half the threads, no drafts.
  */
 #define NYBL_POWER_LOW 2
+
+/**
+ * nybl_runtime_relieve(): cached keys and values that no session holds go. Android's TRIM_MEMORY_RUNNING_LOW.
+ */
+#define NYBL_PRESSURE_MODERATE 1
+
+/**
+ * nybl_runtime_relieve(): keys and values of sessions go to their spill files as well. Apple's memory warning.
+ */
+#define NYBL_PRESSURE_HIGH 2
+
+/**
+ * nybl_runtime_relieve(): the pages of weights as well. Android's TRIM_MEMORY_COMPLETE.
+ */
+#define NYBL_PRESSURE_CRITICAL 3
 
 /**
  * What is known of heat. What is zero is not known; of the rest the worst counts.
@@ -1963,6 +2427,32 @@ typedef struct nybl_governor_state {
 } nybl_governor_state;
 
 /**
+ * What was given back, in bytes.
+ */
+typedef struct nybl_freed {
+    /**
+     * sizeof(nybl_freed).
+     */
+    uint32_t struct_size;
+    /**
+     * Caches that a session is working in; it gives back what they have when its pass is over.
+     */
+    uint32_t deferred;
+    /**
+     * Cached keys and values that no session held.
+     */
+    uint64_t prefix_bytes;
+    /**
+     * Keys and values that went to spill files.
+     */
+    uint64_t spilled_bytes;
+    /**
+     * Weights, at most: those of pages that were there.
+     */
+    uint64_t page_bytes;
+} nybl_freed;
+
+/**
  * Reports heat, every few seconds while the runtime works. A report with nothing known, or NULL, ends the
  * governing of heat: full effort again.
  */
@@ -1979,6 +2469,22 @@ nybl_status nybl_runtime_set_power_mode(const nybl_runtime *runtime, int32_t mod
  */
 nybl_status nybl_runtime_get_governor_state(const nybl_runtime *runtime,
                                             struct nybl_governor_state *state);
+
+/**
+ * Names a model that goes on in place of the session's own where it is too hot for that, or none with NULL. Its tokens
+ * are its own; the session's model sees them as if they had been appended when it is cool again. The vocabularies
+ * are as for nybl_drafter_create_model().
+ */
+nybl_status nybl_session_set_small_model(nybl_session *session,
+                                         const nybl_model *model);
+
+/**
+ * Gives memory of all models of the runtime back, as much as `pressure`, one of NYBL_PRESSURE_*, asks for. Waits for
+ * no session, so it may be called by the thread that the system's warning comes to. `freed` may be NULL.
+ */
+nybl_status nybl_runtime_relieve(const nybl_runtime *runtime,
+                                 int32_t pressure,
+                                 struct nybl_freed *freed);
 
 /* -------------------------------------------------------------------------------------------------
  * Every function in one table
@@ -2097,6 +2603,31 @@ typedef struct nybl_api {
         const char *path, size_t path_len);
     nybl_status (*kv_load)(struct nybl_kv_sequence *sequence, const char *path, size_t path_len,
         uint32_t *ids, size_t capacity, size_t *count);
+    nybl_status (*model_open_sources)(const nybl_runtime *runtime,
+        const struct nybl_source *sources, size_t count, nybl_model **out);
+    nybl_status (*model_lock_pages)(const nybl_model *model);
+    nybl_status (*model_plan)(const nybl_source *sources, size_t count,
+        const nybl_session_config *config, uint32_t sessions, uint64_t budget,
+        struct nybl_plan *out);
+    nybl_status (*session_set_sampler)(nybl_session *session, const nybl_sampler *config);
+    nybl_status (*session_set_logit_bias)(nybl_session *session, const uint32_t *tokens,
+        const float *biases, size_t count);
+    nybl_status (*session_set_logits_hook)(nybl_session *session, nybl_logits_fn hook, void *user);
+    nybl_status (*session_set_stop_strings)(nybl_session *session, const char *const *strings,
+        const size_t *lengths, size_t count);
+    nybl_status (*session_set_logprobs)(nybl_session *session, int32_t enabled, uint32_t top);
+    nybl_status (*session_get_logprobs)(nybl_session *session, struct nybl_logprob *logprobs,
+        size_t capacity, size_t *count);
+    nybl_status (*session_fork)(nybl_session *session, nybl_session **out);
+    nybl_status (*session_save)(nybl_session *session, const char *path, size_t path_len);
+    nybl_status (*session_restore)(nybl_session *session, const char *path, size_t path_len);
+    nybl_status (*session_copy_tokens)(nybl_session *session, uint32_t *ids, size_t capacity,
+        size_t *count);
+    nybl_status (*session_get_metrics)(nybl_session *session, struct nybl_session_metrics *metrics);
+    nybl_status (*session_set_small_model)(nybl_session *session, const nybl_model *model);
+    nybl_status (*runtime_relieve)(const nybl_runtime *runtime, int32_t pressure,
+        struct nybl_freed *freed);
+    nybl_status (*source_seal)(const struct nybl_source *source, int32_t *fd);
 } nybl_api;
 
 /**

@@ -9,6 +9,7 @@
 
 use crate::cores::CorePolicy;
 use crate::error::{Error, Result};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -49,6 +50,7 @@ struct Shared {
 
 struct Job<'a> {
     tile: &'a (dyn Fn(usize) + Sync),
+    interrupt: Option<&'a AtomicBool>,
     tiles: usize,
     next: AtomicUsize,
     panicked: Mutex<Option<Box<dyn std::any::Any + Send>>>,
@@ -61,7 +63,7 @@ impl Job<'_> {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             loop {
                 let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= self.tiles {
+                if index >= self.tiles || is_set(self.interrupt) {
                     return;
                 }
                 (self.tile)(index);
@@ -74,6 +76,38 @@ impl Job<'_> {
             }
         }
     }
+}
+
+thread_local! {
+    static INTERRUPT: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+}
+
+/// While it lives, jobs that its thread runs may end early: see [`interruptible`].
+#[cfg(feature = "engine")]
+pub(crate) struct Interruptible {
+    before: Option<Arc<AtomicBool>>,
+    of_this_thread: std::marker::PhantomData<*const ()>,
+}
+
+/// Jobs that this thread runs from now on leave out the tiles that have not begun once `flag` is set, until
+/// the result is dropped. Whoever sets it must not use what they compute: jobs do not tell.
+#[cfg(feature = "engine")]
+#[must_use = "it holds only as long as this value lives"]
+pub(crate) fn interruptible(flag: &Arc<AtomicBool>) -> Interruptible {
+    let before = INTERRUPT.replace(Some(Arc::clone(flag)));
+    Interruptible { before, of_this_thread: std::marker::PhantomData }
+}
+
+#[cfg(feature = "engine")]
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        // A thread that is ending runs no more jobs.
+        let _ = INTERRUPT.try_with(|current| current.replace(self.before.take()));
+    }
+}
+
+fn is_set(interrupt: Option<&AtomicBool>) -> bool {
+    interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
 impl Pool {
@@ -149,8 +183,14 @@ impl Pool {
     /// # Panics
     /// With the panic of a tile, after every other tile in progress has ended.
     pub fn run(&self, tiles: usize, tile: &(dyn Fn(usize) + Sync)) {
+        let interrupt = INTERRUPT.with_borrow(Clone::clone);
+        let interrupt = interrupt.as_deref();
         if let (Some((executor, _)), true) = (&self.host, tiles > 1) {
-            return run_lent(executor, tiles, tile);
+            return run_lent(executor, tiles, &|index| {
+                if !is_set(interrupt) {
+                    tile(index);
+                }
+            });
         }
         let busy = match self.busy.try_lock() {
             Ok(guard) if tiles > 1 && !self.workers.is_empty() => Some(guard),
@@ -160,11 +200,12 @@ impl Pool {
             _ => None,
         };
         if busy.is_none() {
-            (0..tiles).for_each(tile);
+            (0..tiles).take_while(|_| !is_set(interrupt)).for_each(tile);
             return;
         }
         let job = Job {
             tile,
+            interrupt,
             tiles,
             next: AtomicUsize::new(0),
             panicked: Mutex::new(None),
@@ -421,6 +462,29 @@ mod tests {
             }
         });
         assert_eq!(total.load(Ordering::Relaxed), 200);
+    }
+
+    #[cfg(feature = "engine")]
+    #[test]
+    fn an_interrupted_job_ends_after_the_tiles_that_had_begun() {
+        let flag = Arc::new(AtomicBool::new(false));
+        let executor: Executor = Arc::new(|tiles, tile| (0..tiles).for_each(tile));
+        let pools = [Pool::new(1), Pool::new(3), Pool::lent(2, executor)];
+        for pool in pools.map(Result::unwrap) {
+            let ran = |watched: bool| {
+                flag.store(false, Ordering::Relaxed);
+                let _watch = watched.then(|| interruptible(&flag));
+                let count = AtomicU32::new(0);
+                pool.run(1000, &|_| {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    flag.store(true, Ordering::Relaxed);
+                });
+                count.into_inner()
+            };
+            // One for each thread at most, and all of them where nobody watches.
+            assert!((1..=3).contains(&ran(true)));
+            assert_eq!(ran(false), 1000);
+        }
     }
 
     #[test]

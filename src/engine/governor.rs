@@ -52,6 +52,18 @@ pub enum PowerMode {
     LowPower,
 }
 
+impl PowerMode {
+    /// The most that a step in this mode may use.
+    #[must_use]
+    pub fn most(self) -> Step {
+        match self {
+            Self::Foreground => Step::FULL,
+            Self::Background => Step { threads: 0.25, duty: 0.5, ..Step::FULL },
+            Self::LowPower => Step { threads: 0.5, drafts: 0.0, ..Step::FULL },
+        }
+    }
+}
+
 /// Settings of the governor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GovernorConfig {
@@ -87,6 +99,17 @@ impl Step {
     /// No limits.
     pub const FULL: Self = Self { drafts: 1.0, threads: 1.0, duty: 1.0, small_model: false };
 
+    /// The less of both in each measure.
+    #[must_use]
+    pub fn at_most(self, most: Self) -> Self {
+        Self {
+            drafts: self.drafts.min(most.drafts),
+            threads: self.threads.min(most.threads),
+            duty: self.duty.min(most.duty),
+            small_model: self.small_model || most.small_model,
+        }
+    }
+
     /// How long to rest after working for `worked`.
     #[must_use]
     pub fn rest(&self, worked: Duration) -> Duration {
@@ -102,6 +125,8 @@ const DUTY: f32 = 0.6;
 /// The least share of the time that is worked; and where the smaller model takes over.
 const LEAST_DUTY: f32 = 0.1;
 const SMALL_MODEL: f32 = 0.25;
+/// And where the model itself comes back: apart, because coming back costs a pass over what was missed.
+const WHOLE_MODEL: f32 = 0.4;
 
 /// Effort given up for a degree too much, and the seconds in which the integral part gives up as much
 /// again. A phone's skin follows power by tens of degrees within minutes: slow enough for these.
@@ -134,6 +159,8 @@ pub struct Governor {
     /// The last report.
     last: Option<Report>,
     paused: bool,
+    /// Whether the smaller model is on.
+    small_model: bool,
     /// What rounding the threads to all or half of them still owes.
     owed: f32,
 }
@@ -157,6 +184,7 @@ impl Governor {
             effort: 1.0,
             last: None,
             paused: false,
+            small_model: false,
             owed: 0.0,
         })
     }
@@ -176,6 +204,13 @@ impl Governor {
     /// Whether the host has named a smaller model.
     pub fn set_small_model(&mut self, named: bool) {
         self.config.small_model = named;
+        self.small_model &= named;
+    }
+
+    /// Whether sessions that have a smaller model go on with it.
+    #[must_use]
+    pub fn small_model(&self) -> bool {
+        self.small_model
     }
 
     /// The mode.
@@ -204,6 +239,7 @@ impl Governor {
             self.last = None;
             self.effort = 1.0;
             self.paused = false;
+            self.small_model = false;
             return Ok(());
         };
         // The velocity form: what the controller changes, so that an effort at its end winds nothing up.
@@ -218,6 +254,7 @@ impl Governor {
         let drift = if smooth.abs() < DEAD_BAND { 0.0 } else { smooth.max(COLDEST) };
         self.effort -= GAIN * (rise + drift * seconds / INTEGRAL_SECONDS);
         self.effort = self.effort.clamp(0.0, 1.0);
+        self.choose_model();
         self.last = Some(Report { excess, smooth, when: now });
         let limit = self.config.critical_celsius - self.config.target_celsius;
         self.paused = excess >= limit || (self.paused && excess > 0.0);
@@ -229,7 +266,13 @@ impl Governor {
     /// # Errors
     /// [`Error::ThermalPause`], as [`Governor::step`].
     pub fn check(&self) -> Result<()> {
-        if self.paused { Err(Error::ThermalPause { retry: self.retry() }) } else { Ok(()) }
+        self.pause().map_or(Ok(()), |retry| Err(Error::ThermalPause { retry }))
+    }
+
+    /// The time after which another report and another try make sense, while nothing may run.
+    #[must_use]
+    pub fn pause(&self) -> Option<Duration> {
+        self.paused.then(|| self.retry())
     }
 
     /// How the next token is to be made.
@@ -238,6 +281,7 @@ impl Governor {
     /// [`Error::ThermalPause`] with a time after which another report and another try make sense.
     pub fn step(&mut self) -> Result<Step> {
         self.check()?;
+        self.choose_model();
         let (effort, mode) = (self.effort, self.mode);
         let drafts = ((effort - DRAFTS) / (1.0 - DRAFTS)).clamp(0.0, 1.0);
         let threads = ((effort - THREADS) / (DRAFTS - THREADS)).clamp(0.0, 1.0);
@@ -246,19 +290,15 @@ impl Governor {
             drafts,
             threads: if self.alternate(threads) { 1.0 } else { 0.5 },
             duty,
-            small_model: self.config.small_model && effort < SMALL_MODEL,
+            small_model: self.small_model,
         };
-        let most = match mode {
-            PowerMode::Foreground => Step::FULL,
-            PowerMode::Background => Step { threads: 0.25, duty: 0.5, ..Step::FULL },
-            PowerMode::LowPower => Step { threads: 0.5, drafts: 0.0, ..Step::FULL },
-        };
-        Ok(Step {
-            drafts: heat.drafts.min(most.drafts),
-            threads: heat.threads.min(most.threads),
-            duty: heat.duty.min(most.duty),
-            small_model: heat.small_model,
-        })
+        Ok(heat.at_most(mode.most()))
+    }
+
+    /// Whether the smaller model is on, with a distance between the two borders.
+    fn choose_model(&mut self) {
+        let border = if self.small_model { WHOLE_MODEL } else { SMALL_MODEL };
+        self.small_model = self.config.small_model && self.effort < border;
     }
 
     /// Degrees above the target; levels and headroom are given the degrees they stand for.
@@ -427,7 +467,7 @@ mod tests {
         assert!(close(drafts, 0.0) && close(threads, 0.75) && close(duty, 1.0) && !small);
         let (drafts, threads, duty, small) = average(0.3);
         assert!(close(drafts, 0.0) && close(threads, 0.5) && close(duty, 0.5) && !small);
-        assert!(average(0.2).3);
+        assert!(average(0.2).3 && average(0.35).3 && !average(0.45).3 && !average(0.35).3);
         assert!(close(average(0.0).2, LEAST_DUTY));
     }
 

@@ -2,13 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::cache::Caches;
+use super::log::Level;
 use super::pass::{Canceller, Door};
+use super::pressure::{Freed, Pressure};
 use super::runtime::Runtime;
 use super::warm::{Progress, Warming};
-use crate::error::{Error, Result};
+#[cfg(feature = "text")]
+use crate::error::Error;
+use crate::error::Result;
 use crate::file::checkpoint::Checkpoint;
-use crate::file::gguf::Gguf;
 use crate::file::metadata::Metadata;
+use crate::file::model_file::ModelFile;
 use crate::file::nybl::Nybl;
 use crate::file::source::Source;
 use crate::kv::hash::{START, mix_bytes};
@@ -45,17 +49,7 @@ impl Model {
     /// # Errors
     /// As [`Model::open`], and [`Error::Io`].
     pub fn open_path(runtime: Arc<Runtime>, path: &Path) -> Result<Arc<Self>> {
-        if path.is_dir() {
-            return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
-        }
-        let source = Source::open(path)?;
-        if Gguf::recognises(source.bytes()) {
-            return Self::from_checkpoint(runtime, Checkpoint::open(path)?);
-        }
-        if Nybl::recognises(source.bytes()) {
-            return Self::from_nybl(runtime, &Nybl::open_path(path)?);
-        }
-        Self::open(runtime, source)
+        Self::from_file(runtime, ModelFile::open_path(path)?)
     }
 
     /// Opens a `.nybl` or GGUF file. The weights of the former stay in the mapping; those of the latter
@@ -64,15 +58,26 @@ impl Model {
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Unsupported`] naming the field; [`Error::OutOfMemory`].
     pub fn open(runtime: Arc<Runtime>, source: Source) -> Result<Arc<Self>> {
-        if Gguf::recognises(source.bytes()) {
-            return Self::from_checkpoint(runtime, Checkpoint::from_sources(vec![source])?);
+        Self::open_all(runtime, vec![source])
+    }
+
+    /// As [`Model::open`], from all parts of a file that was split, in order.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_all(runtime: Arc<Runtime>, sources: Vec<Source>) -> Result<Arc<Self>> {
+        Self::from_file(runtime, ModelFile::open(sources)?)
+    }
+
+    /// Loads a file of which the head has been read.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_file(runtime: Arc<Runtime>, file: ModelFile) -> Result<Arc<Self>> {
+        match file {
+            ModelFile::Packed(file) => Self::from_nybl(runtime, &file),
+            ModelFile::Checkpoint(checkpoint) => Self::from_checkpoint(runtime, checkpoint),
         }
-        let file = source.name().to_owned();
-        if !Nybl::recognises(source.bytes()) {
-            let reason = "is neither that of a packed .nybl file nor that of GGUF";
-            return Err(Error::corrupt(file, "magic", reason));
-        }
-        Self::from_nybl(runtime, &Nybl::open(source)?)
     }
 
     /// Maps the weights of a packed file, or of all shards of one.
@@ -105,7 +110,7 @@ impl Model {
         config: Config,
         weights: Weights,
     ) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+        let model = Arc::new(Self {
             #[cfg(feature = "text")]
             tokenizer: vocabulary::tokenizer(&metadata, weights.vocab())?,
             runtime,
@@ -118,7 +123,16 @@ impl Model {
             #[cfg(feature = "chat")]
             chat: OnceLock::new(),
             warming: OnceLock::new(),
-        }))
+        });
+        model.runtime.register(&model);
+        model.runtime.log().say(Level::Info, || {
+            let (private, mapped) = model.weight_bytes();
+            let Self { file, format, .. } = &*model;
+            format!(
+                "{file}: {format}, {mapped} bytes of weights mapped, {private} in private memory"
+            )
+        });
+        Ok(model)
     }
 
     /// Reads the weights into memory in the background, in the order of the layers, and tells `progress`.
@@ -153,10 +167,14 @@ impl Model {
     /// # Errors
     /// [`Error::Io`] with the system's reason.
     pub fn lock_pages(&self) -> Result<()> {
-        match self.weights.mapped_parts().into_iter().flatten().next() {
-            Some((source, _)) => source.lock(),
-            None => Ok(()),
+        let mut sources: Vec<Source> = Vec::new();
+        for (source, _) in self.weights.mapped_parts().into_iter().flatten() {
+            if sources.iter().all(|other| other.name() != source.name()) {
+                source.lock()?;
+                sources.push(source);
+            }
         }
+        Ok(())
     }
 
     /// The runtime it was opened with.
@@ -216,6 +234,15 @@ impl Model {
     /// The KV caches of its sessions.
     pub(super) fn caches(&self) -> &Caches {
         &self.caches
+    }
+
+    /// Gives memory back, as much as `pressure` asks for: see [`Runtime::relieve`].
+    pub(super) fn relieve(&self, pressure: Pressure) -> Freed {
+        let mut freed = self.caches.relieve(pressure);
+        if pressure >= Pressure::Critical {
+            freed.pages = self.release_pages();
+        }
+        freed
     }
 
     /// Gives the KV memory that no session holds back to the system, and with it the prompts that could

@@ -5,6 +5,7 @@
 use super::warm::Warming;
 use crate::error::{Error, Result};
 use crate::model::forward::Gate;
+use crate::threads::{Interruptible, interruptible};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +24,12 @@ impl Canceller {
     /// Cancels.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets a cancellation end the steps of this thread's passes themselves, between tiles. A pass that has come to
+    /// its end must ask [`Canceller::check`] before its results are used.
+    pub(super) fn watch(&self) -> Interruptible {
+        interruptible(&self.0)
     }
 
     /// Ends the call that asks, once for each cancellation.

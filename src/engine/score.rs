@@ -80,7 +80,12 @@ impl<'a> Scorer<'a> {
         Ok(Self {
             model,
             chunk,
-            scratch: Scratch::new(model.config(), model.weights(), (chunk, context), chunk)?,
+            scratch: Scratch::new(
+                model.config(),
+                &model.weights().needs(),
+                (chunk, context),
+                chunk,
+            )?,
             store: KvStore::with(&config)?,
             table: BlockTable::default(),
         })

@@ -4,7 +4,8 @@
 //! changed nothing or, when it broke off inside the model, poisoned the session until it is reset.
 #![forbid(unsafe_code)]
 
-use super::cache::{Cache, Kind, KvLimit};
+use super::cache::{Cache, Kind, KvLimit, Turn};
+use super::governor::Step;
 use super::load::Model;
 use super::pass::Canceller;
 use crate::error::{Error, Result};
@@ -15,7 +16,9 @@ use crate::kv::blocks::BlockTable;
 use crate::kv::hash::{START, mix};
 use crate::kv::snapshot::{self, Identity};
 use crate::memory::Aligned;
+use crate::model::config::Config;
 use crate::model::forward::{Logits, Scratch};
+use crate::model::weights::Needs;
 use crate::text::sample::{Hook, Sampler, SamplerConfig};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,6 +33,8 @@ pub struct SessionConfig {
     pub prefill_chunk: usize,
     /// How tokens are chosen.
     pub sampler: SamplerConfig,
+    /// Added to the logits of tokens before anything else; minus infinity forbids one.
+    pub logit_bias: Vec<(u32, f32)>,
     /// How keys and values are kept. All but f32 take less memory and round them.
     pub kv_format: KvFormat,
     /// Looks at the first and the last tokens alone, and keeps only those, so that the sequence need not
@@ -37,6 +42,10 @@ pub struct SessionConfig {
     pub streaming: Option<Streaming>,
     /// Bounds the KV memory of all sessions of this model that agree in the two settings before.
     pub kv_limit: Option<KvLimit>,
+    /// Nobody waits for this session: it uses a quarter of the threads and half the time, and between its
+    /// chunks, of 16 tokens unless `prefill_chunk` says otherwise, it lets sessions of the same cache go
+    /// first that somebody waits for.
+    pub background: bool,
 }
 
 /// What a call of [`Session::next`] came to.
@@ -55,17 +64,18 @@ pub struct Session {
     model: Arc<Model>,
     /// Shared with all sessions of the model whose keys and values are alike.
     cache: Arc<Cache>,
-    /// Tokens that there is room for in it.
-    room: usize,
-    streaming: Option<Streaming>,
+    extent: Extent,
     table: BlockTable,
     scratch: Scratch,
     tokens: Vec<u32>,
     logits: Aligned<f32>,
     fresh: bool,
     sampler: Sampler,
-    context: usize,
-    chunk: usize,
+    /// What is added to logits, and then what the host does to them; the sampler has both in one.
+    bias: Option<Hook>,
+    hook: Option<Hook>,
+    /// Tokens that were found in the cache instead of being computed.
+    reused: u64,
     poisoned: bool,
     canceller: Canceller,
     /// The share of the usual draft length that the governor last allowed.
@@ -78,66 +88,42 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidArgument`] for settings out of range, [`Error::OutOfMemory`].
     pub fn new(model: Arc<Model>, config: &SessionConfig) -> Result<Self> {
-        let trained = model.config().context;
-        let context = if config.context == 0 { trained } else { config.context };
-        let streaming = config.streaming;
-        // The longest distance between tokens that look at each other.
-        let reach =
-            streaming.map_or(context, |Streaming { sinks, window }| sinks.saturating_add(window));
-        if reach > trained {
-            return Err(Error::InvalidArgument(format!(
-                "a context of {reach} tokens: the model was trained for {trained}"
-            )));
-        }
-        if context > MOST_TOKENS || streaming.is_some_and(|streaming| streaming.window == 0) {
-            let text = format!("a sequence of {context} tokens, or a window of none");
-            return Err(Error::InvalidArgument(text));
-        }
-        let chunk = if config.prefill_chunk == 0 { 128 } else { config.prefill_chunk };
-        let chunk = chunk.min(context);
-        let long = model.config().rope.is_long(reach);
-        let kind = Kind { format: config.kv_format, long, streaming };
+        let extent = Extent::of(model.config(), config)?;
+        let long = model.config().rope.is_long(extent.reach());
+        let kind = Kind { format: config.kv_format, long, streaming: extent.streaming };
         let cache = model.caches().open(kind, model.config().kv_shape())?;
         if let Some(limit) = &config.kv_limit {
             cache.lock().limit(limit)?;
         }
+        let bias = bias(&config.logit_bias, model.vocab())?;
         let sampler = Sampler::new(config.sampler)?;
-        Self::on(model, cache, sampler, (context, chunk), streaming)
+        let mut session = Self::on(model, cache, sampler, extent)?;
+        session.change_logits(bias, None);
+        Ok(session)
     }
 
     /// An empty session in `cache`.
-    fn on(
-        model: Arc<Model>,
-        cache: Arc<Cache>,
-        sampler: Sampler,
-        (context, chunk): (usize, usize),
-        streaming: Option<Streaming>,
-    ) -> Result<Self> {
+    fn on(model: Arc<Model>, cache: Arc<Cache>, sampler: Sampler, extent: Extent) -> Result<Self> {
         let mut tokens = Vec::new();
         tokens
-            .try_reserve_exact(context)
-            .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: context * 4 })?;
-        let reach = streaming.map_or(context, |Streaming { sinks, window }| sinks + window);
-        let mut scratch = Scratch::new(model.config(), model.weights(), (chunk, reach), 1)?;
-        scratch.stream(model.config(), reach, streaming)?;
-        // Sinks, window and chunk begin and end anywhere in a block.
-        let kept = reach.saturating_add(chunk + 4 * BLOCK_TOKENS);
+            .try_reserve_exact(extent.context)
+            .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: extent.context * 4 })?;
+        let scratch = extent.scratch(model.config(), &model.weights().needs())?;
         let logits = Aligned::zeroed("logits", model.vocab())?;
         // Last, because what fails before it has nothing to give back.
-        let room = context.min(kept);
-        cache.lock().join(room);
+        cache.lock().join(extent.room());
         Ok(Self {
             cache,
-            room,
-            streaming,
+            extent,
             table: BlockTable::default(),
             scratch,
             tokens,
             logits,
             fresh: false,
             sampler,
-            context,
-            chunk,
+            bias: None,
+            hook: None,
+            reused: 0,
             poisoned: false,
             canceller: Canceller::default(),
             drafts: 1.0,
@@ -153,9 +139,9 @@ impl Session {
     pub fn fork(&mut self) -> Result<Self> {
         self.check(&[])?;
         let (model, cache) = (Arc::clone(&self.model), Arc::clone(&self.cache));
-        let shape = (self.context, self.chunk);
         // Everything that can fail comes before blocks are shared.
-        let mut fork = Self::on(model, cache, self.sampler.clone(), shape, self.streaming)?;
+        let mut fork = Self::on(model, cache, self.sampler.clone(), self.extent)?;
+        (fork.bias, fork.hook) = (self.bias.clone(), self.hook.clone());
         fork.tokens.extend_from_slice(&self.tokens);
         fork.logits.copy_from_slice(&self.logits);
         fork.fresh = self.fresh;
@@ -181,10 +167,10 @@ impl Session {
     /// [`Error::Corrupt`] or [`Error::Unsupported`] with the reason why the file cannot be used,
     /// [`Error::ContextFull`] when it holds more tokens than fit, [`Error::Io`], [`Error::OutOfMemory`].
     pub fn restore(&mut self, path: &Path) -> Result<()> {
-        let (context, identity) = (self.context, self.identity());
+        let (context, identity) = (self.extent.context, self.identity());
         let mut shared = self.cache.lock();
         // Both sequences exist for a moment.
-        shared.join(self.room);
+        shared.join(self.extent.room());
         let mut table = BlockTable::default();
         let found = snapshot::restore_file(&mut shared.store, &mut table, &identity, path);
         let vocab = self.model.vocab();
@@ -205,13 +191,13 @@ impl Session {
             std::mem::swap(&mut table, &mut self.table);
         }
         shared.store.truncate(&mut table, 0);
-        shared.leave(self.room);
+        shared.leave(self.extent.room());
         let found = found?;
         let store = &mut shared.store;
         store.publish(&mut self.table, &found);
         // The logits are not in the file: the step of the last token is repeated, to the same bits.
         let keep = found.len().saturating_sub(1);
-        let (_, first_seen) = seen(&self.model, self.streaming, keep);
+        let (_, first_seen) = seen(&self.model, self.extent.streaming, keep);
         store.rewind(&mut self.table, keep, first_seen);
         drop(shared);
         self.tokens.clear();
@@ -242,7 +228,13 @@ impl Session {
     /// Tokens it can hold.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.context
+        self.extent.context
+    }
+
+    /// Tokens that were found in the cache instead of being computed, since the session began.
+    #[must_use]
+    pub fn reused(&self) -> u64 {
+        self.reused
     }
 
     /// Bytes of KV blocks, those of all sessions that share the cache, and of all other buffers.
@@ -252,9 +244,37 @@ impl Session {
         (self.cache.lock().store.bytes(), other)
     }
 
-    /// Logits go through `hook` before a token is chosen from them, or through none. Forks keep it.
+    /// Logits go through `hook` before a token is chosen from them, or through none: the place for the mask of
+    /// a grammar. It sees them with the bias. Forks keep it.
     pub fn set_logits_hook(&mut self, hook: Option<Hook>) {
-        self.sampler.set_hook(hook);
+        self.change_logits(self.bias.clone(), hook);
+    }
+
+    /// As [`SessionConfig::logit_bias`], instead of the one before.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a token outside the vocabulary or a bias that is no number; nothing has
+    /// changed then.
+    pub fn set_logit_bias(&mut self, entries: &[(u32, f32)]) -> Result<()> {
+        let bias = bias(entries, self.model.vocab())?;
+        self.change_logits(bias, self.hook.clone());
+        Ok(())
+    }
+
+    fn change_logits(&mut self, bias: Option<Hook>, hook: Option<Hook>) {
+        (self.bias, self.hook) = (bias.clone(), hook.clone());
+        self.sampler.set_hook(match (bias, hook) {
+            (Some(bias), Some(hook)) => Some(bias.then(hook)),
+            (bias, hook) => bias.or(hook),
+        });
+    }
+
+    /// Changes how tokens are chosen. The random numbers go on where they were.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming a setting that is out of range; nothing has changed then.
+    pub fn set_sampler(&mut self, config: SamplerConfig) -> Result<()> {
+        self.sampler.set_config(config)
     }
 
     /// Adds tokens to the sequence and runs them through the model.
@@ -303,17 +323,22 @@ impl Session {
         self.refresh()?;
         let kernels = self.model.runtime().kernels();
         let Some(token) = self.sampler.sample(kernels, &self.logits, &self.tokens) else {
-            return Err(self.damaged());
+            return Err(self.no_choice());
         };
         Ok(self.take(token))
     }
 
-    /// What became of a chosen token.
-    fn take(&mut self, token: u32) -> Next {
+    /// The logits that the last token was chosen from, as the model made them.
+    pub(super) fn chosen_from(&self) -> &[f32] {
+        &self.logits
+    }
+
+    /// What becomes of a chosen token.
+    pub(super) fn take(&mut self, token: u32) -> Next {
         if self.model.eos().contains(&token) {
             return Next::End(token);
         }
-        if self.tokens.len() == self.context {
+        if self.tokens.len() == self.extent.context {
             return Next::ContextFull;
         }
         self.tokens.push(token);
@@ -346,19 +371,25 @@ impl Session {
     ) -> Result<&'a [f32]> {
         self.check(drafts)?;
         self.reserve(drafts.len())?;
-        scratch.stream(self.model.config(), self.reach(), self.streaming)?;
+        scratch.stream(self.model.config(), self.extent.reach(), self.extent.streaming)?;
         let rows = [&self.tokens[self.table.len()..], drafts].concat();
         let model = Arc::clone(&self.model);
-        let step = model.runtime().step()?;
+        let step = model.runtime().step(self.extent.background)?;
         self.drafts = step.drafts;
+        let cache = Arc::clone(&self.cache);
+        let _turn = self.turn(&cache)?;
         let (start, door) = (Instant::now(), model.door(&self.canceller));
-        let mut shared = self.cache.lock();
+        let mut shared = cache.lock();
+        model.runtime().limit_threads(&step);
         let store = &mut shared.store;
         store.load(&self.table)?;
         // As in `run_chunk`.
         self.poisoned = true;
+        let watch = self.canceller.watch();
         let logits = scratch.forward(model.parts(&door), &rows, store, &self.table, Logits::All);
+        drop(watch);
         self.poisoned = false;
+        cache.relieve(&mut shared);
         drop(shared);
         let logits = logits?;
         self.canceller.sleep(step.rest(start.elapsed()))?;
@@ -387,7 +418,12 @@ impl Session {
         self.drafts
     }
 
-    pub(super) fn damaged(&self) -> Error {
+    /// Why no token could be chosen.
+    pub(super) fn no_choice(&self) -> Error {
+        if self.sampler.hook().is_some() && self.logits.iter().any(|x| *x > f32::NEG_INFINITY) {
+            let text = "the bias or the hook on the logits leaves no token to choose";
+            return Error::InvalidArgument(text.into());
+        }
         let reason = "hold no number: the weights are damaged";
         Error::corrupt(self.model.file(), "logits", reason)
     }
@@ -411,12 +447,13 @@ impl Session {
         self.poisoned = false;
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<()> {
+    /// Whether tokens could be added.
+    pub(super) fn check(&self, tokens: &[u32]) -> Result<()> {
         if self.poisoned {
             return Err(Error::Poisoned);
         }
-        if tokens.len() > self.context - self.tokens.len() {
-            return Err(Error::ContextFull { limit: self.context });
+        if tokens.len() > self.extent.context - self.tokens.len() {
+            return Err(Error::ContextFull { limit: self.extent.context });
         }
         let vocab = self.model.vocab();
         match tokens.iter().find(|token| **token as usize >= vocab) {
@@ -431,28 +468,24 @@ impl Session {
     /// cached of them. An endless sequence makes room as it goes.
     fn reserve(&mut self, ahead: usize) -> Result<()> {
         let store = &mut self.cache.lock().store;
-        store.reuse(&mut self.table, &self.tokens);
+        self.reused += store.reuse(&mut self.table, &self.tokens) as u64;
         let missing = self.tokens.len() + ahead - self.table.len();
-        let most = if self.streaming.is_some() { self.scratch.most() + ahead } else { usize::MAX };
+        let most =
+            if self.extent.streaming.is_some() { self.scratch.most() + ahead } else { usize::MAX };
         store.reserve(&mut self.table, missing.min(most))
     }
 
     /// What keys and values of this session are worth to another one.
     fn identity(&self) -> Identity {
-        let identity = self.model.kv_identity(self.reach());
-        let Some(Streaming { sinks, window }) = self.streaming else { return identity };
+        let identity = self.model.kv_identity(self.extent.reach());
+        let Some(Streaming { sinks, window }) = self.extent.streaming else { return identity };
         let model = mix(mix(mix(START, identity.model), sinks as u64), window as u64);
         Identity { model, ..identity }
     }
 
-    /// The longest distance between tokens that look at each other.
-    fn reach(&self) -> usize {
-        self.streaming.map_or(self.context, |Streaming { sinks, window }| sinks + window)
-    }
-
     /// Keeps the cache of the first `len` tokens, or of fewer where a window has dropped what comes next.
     fn rewind(&mut self, len: usize) {
-        let (_, first_seen) = seen(&self.model, self.streaming, len);
+        let (_, first_seen) = seen(&self.model, self.extent.streaming, len);
         self.cache.lock().store.rewind(&mut self.table, len, first_seen);
     }
 
@@ -475,19 +508,21 @@ impl Session {
     fn shed(&mut self) {
         // One position less, because the step of the last token may be repeated.
         let next = self.table.len().saturating_sub(1);
-        let (sinks, first_seen) = seen(&self.model, self.streaming, next);
+        let (sinks, first_seen) = seen(&self.model, self.extent.streaming, next);
         self.cache.lock().store.drop_before(&mut self.table, sinks, first_seen);
     }
 
     /// Runs all tokens that are not yet in the cache. Other sessions get their turn between chunks. On
     /// failure those of whole chunks are in the cache.
     fn catch_up(&mut self) -> Result<()> {
-        let model = Arc::clone(&self.model);
+        let (model, cache) = (Arc::clone(&self.model), Arc::clone(&self.cache));
         while self.table.len() < self.tokens.len() {
-            let step = model.runtime().step()?;
+            let step = model.runtime().step(self.extent.background)?;
             self.drafts = step.drafts;
             let start = Instant::now();
-            self.run_chunk(&model)?;
+            let turn = self.turn(&cache)?;
+            self.run_chunk(&model, &step)?;
+            drop(turn);
             self.shed();
             self.fresh = self.table.len() == self.tokens.len();
             self.canceller.sleep(step.rest(start.elapsed()))?;
@@ -495,12 +530,25 @@ impl Session {
         Ok(())
     }
 
-    fn run_chunk(&mut self, model: &Model) -> Result<()> {
+    /// Waits until it is this session's turn, as far as that is decided by who waits for whom.
+    fn turn<'a>(&self, cache: &'a Cache) -> Result<Option<Turn<'a>>> {
+        if !self.extent.background {
+            return Ok(Some(cache.turn()));
+        }
+        cache.give_way(|time| self.canceller.sleep(time))?;
+        Ok(None)
+    }
+
+    fn run_chunk(&mut self, model: &Model, step: &Step) -> Result<()> {
         let left = &self.tokens[self.table.len()..];
         let chunk = &left[..left.len().min(self.scratch.most())];
         let want = if chunk.len() == left.len() { Logits::Last } else { Logits::None };
         let door = model.door(&self.canceller);
-        let store = &mut self.cache.lock().store;
+        let cache = Arc::clone(&self.cache);
+        let mut shared = cache.lock();
+        // Only now: who had the lock before worked with threads of its own number.
+        model.runtime().limit_threads(step);
+        let store = &mut shared.store;
         // Has been reserved, except in an endless sequence, or when another session has spilled it since.
         if self.table.reserved() < self.table.len() + chunk.len() {
             store.reserve(&mut self.table, chunk.len())?;
@@ -508,17 +556,95 @@ impl Session {
         store.load(&self.table)?;
         // Should the model panic, the cache may hold half a step.
         self.poisoned = true;
+        let watch = self.canceller.watch();
         let logits = self.scratch.forward(model.parts(&door), chunk, store, &self.table, want);
+        drop(watch);
         self.poisoned = false;
         let logits = logits?;
+        // Its last step may have been left half done.
+        self.canceller.check()?;
         if want == Logits::Last {
             self.logits.copy_from_slice(logits);
         }
         self.table.commit(chunk.len());
         store.publish(&mut self.table, &self.tokens);
+        cache.relieve(&mut shared);
         Ok(())
     }
 }
+
+/// The sizes that a session's settings come to on a model: what it and a plan for it are made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    /// Tokens that it can hold.
+    pub(super) context: usize,
+    /// Tokens that go through the layers together.
+    chunk: usize,
+    streaming: Option<Streaming>,
+    background: bool,
+}
+
+impl Extent {
+    /// # Errors
+    /// [`Error::InvalidArgument`] for settings out of range.
+    pub(super) fn of(model: &Config, settings: &SessionConfig) -> Result<Self> {
+        let trained = model.context;
+        let context = if settings.context == 0 { trained } else { settings.context };
+        let streaming = settings.streaming;
+        let reach =
+            streaming.map_or(context, |Streaming { sinks, window }| sinks.saturating_add(window));
+        if reach > trained {
+            return Err(Error::InvalidArgument(format!(
+                "a context of {reach} tokens: the model was trained for {trained}"
+            )));
+        }
+        if context > MOST_TOKENS || streaming.is_some_and(|streaming| streaming.window == 0) {
+            let text = format!("a sequence of {context} tokens, or a window of none");
+            return Err(Error::InvalidArgument(text));
+        }
+        let chunk = match settings.prefill_chunk {
+            // What a session in the foreground has to wait for at most.
+            0 if settings.background => BACKGROUND_CHUNK,
+            0 => PREFILL_CHUNK,
+            chunk => chunk,
+        };
+        let background = settings.background;
+        Ok(Self { context, chunk: chunk.min(context), streaming, background })
+    }
+
+    /// The longest distance between tokens that look at each other.
+    fn reach(&self) -> usize {
+        self.streaming.map_or(self.context, |Streaming { sinks, window }| sinks + window)
+    }
+
+    /// Tokens that there is room for in the cache.
+    pub(super) fn room(&self) -> usize {
+        // Sinks, window and chunk begin and end anywhere in a block.
+        self.context.min(self.reach().saturating_add(self.chunk + 4 * BLOCK_TOKENS))
+    }
+
+    /// The buffers of its passes.
+    pub(super) fn scratch(&self, model: &Config, needs: &Needs) -> Result<Scratch> {
+        let mut scratch = Scratch::new(model, needs, (self.chunk, self.reach()), 1)?;
+        scratch.stream(model, self.reach(), self.streaming)?;
+        Ok(scratch)
+    }
+}
+
+/// A hook that adds a bias; none for no entries.
+fn bias(entries: &[(u32, f32)], vocab: usize) -> Result<Option<Hook>> {
+    let is_wrong = |(token, bias): &&(u32, f32)| *token as usize >= vocab || bias.is_nan();
+    if let Some((token, bias)) = entries.iter().find(is_wrong) {
+        let text = format!("a logit bias of {bias} for token {token} of a vocabulary of {vocab}");
+        return Err(Error::InvalidArgument(text));
+    }
+    Ok((!entries.is_empty()).then(|| Hook::bias(entries.to_vec())))
+}
+
+/// Tokens of a prompt that go through the layers together unless the settings say otherwise.
+pub(super) const PREFILL_CHUNK: usize = 128;
+/// And in the background.
+const BACKGROUND_CHUNK: usize = 16;
 
 /// Longest sequence, endless ones included: positions are numbers of 32 bits in places.
 const MOST_TOKENS: usize = 1 << 24;
@@ -539,6 +665,6 @@ impl Drop for Session {
     fn drop(&mut self) {
         let mut shared = self.cache.lock();
         shared.store.truncate(&mut self.table, 0);
-        shared.leave(self.room);
+        shared.leave(self.extent.room());
     }
 }

@@ -6,7 +6,9 @@
 //! sees to it that it is not more.
 #![forbid(unsafe_code)]
 
+use super::draft::ModelDrafter;
 use super::load::Model;
+use super::pass::Canceller;
 use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::model::forward::Scratch;
@@ -14,16 +16,77 @@ use crate::spec::control::{Controller, MOST_DRAFTS};
 use crate::spec::draft::{Draft, Drafter, Request};
 use crate::spec::tree::Drafts;
 use crate::spec::verify::{Round, Verifier};
+use crate::text::logprobs::Logprobs;
+use crate::text::sample::{Hook, SamplerConfig};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A session that may have a drafter.
 pub struct Speculator {
     session: Session,
     source: Option<Source>,
     /// Outcomes of the last round that have not been asked for yet; the session is ahead by them.
-    queue: VecDeque<Next>,
+    queue: VecDeque<Outcome>,
+    /// How many of the likeliest tokens to report; none when logarithms were not asked for.
+    logprobs: Option<usize>,
+    /// The last token and what the model thought of it.
+    last: Option<(u32, Logprobs)>,
+    metrics: Metrics,
+    /// What goes on where it is too hot for the model.
+    small: Option<Small>,
+    /// When the text began that the next token answers.
+    turn: Option<Instant>,
+}
+
+/// A smaller model that stands in for the session's own under heat.
+struct Small {
+    drafter: Box<dyn Drafter>,
+    draft: Draft,
+    /// Tokens that it has made.
+    tokens: u64,
+}
+
+/// What a call of [`Speculator::next`] is going to say.
+struct Outcome {
+    next: Next,
+    logprobs: Option<(u32, Logprobs)>,
+}
+
+/// What a session has done since it began, and how long it took. Times are those that a caller waits, rests
+/// of the governor and waiting for weights included.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// Tokens appended.
+    pub prompt_tokens: u64,
+    /// Of these, and of tokens that were run again, those found in the cache.
+    pub reused_tokens: u64,
+    /// Time in [`Speculator::append`].
+    pub prompt_time: Duration,
+    /// From the beginning of the last append to the token after it; none before the first one.
+    pub first_token: Option<Duration>,
+    /// Tokens made, but for those that came right after an append and took no pass.
+    pub decoded_tokens: u64,
+    /// The time for these.
+    pub decode_time: Duration,
+}
+
+impl Metrics {
+    /// Appended tokens a second; 0 before any.
+    #[must_use]
+    pub fn prompt_rate(&self) -> f64 {
+        rate(self.prompt_tokens, self.prompt_time)
+    }
+
+    /// Generated tokens a second; 0 before any.
+    #[must_use]
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.decoded_tokens, self.decode_time)
+    }
+}
+
+fn rate(tokens: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
 /// A drafter and what verifying its drafts takes.
@@ -53,7 +116,16 @@ impl Speculator {
     /// `session` without a drafter.
     #[must_use]
     pub fn plain(session: Session) -> Self {
-        Self { session, source: None, queue: VecDeque::new() }
+        Self {
+            session,
+            source: None,
+            queue: VecDeque::new(),
+            logprobs: None,
+            last: None,
+            metrics: Metrics::default(),
+            small: None,
+            turn: None,
+        }
     }
 
     /// Drafts with `drafter` from now on, instead of the one before if there was one.
@@ -64,7 +136,7 @@ impl Speculator {
     pub fn attach(&mut self, mut drafter: Box<dyn Drafter>, controller: Controller) -> Result<()> {
         let (model, rows) = (self.session.model(), MOST_DRAFTS + 1);
         let chunk = (rows, self.session.context());
-        let scratch = Scratch::new(model.config(), model.weights(), chunk, rows)?;
+        let scratch = Scratch::new(model.config(), &model.weights().needs(), chunk, rows)?;
         drafter.prepare(self.tokens(), true)?;
         let (verifier, draft) = (Verifier::default(), Draft::default());
         self.source = Some(Source { drafter, controller, verifier, scratch, draft });
@@ -80,6 +152,12 @@ impl Speculator {
     #[must_use]
     pub fn model(&self) -> &Arc<Model> {
         self.session.model()
+    }
+
+    /// As [`Session::canceller`].
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        self.session.canceller()
     }
 
     /// The tokens of the sequence so far: those that [`Speculator::next`] has given out.
@@ -117,7 +195,11 @@ impl Speculator {
     /// As [`Session::append`]; what the drafter says to it.
     pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         self.take_back();
+        let start = Instant::now();
         self.session.append(tokens)?;
+        self.metrics.prompt_tokens += tokens.len() as u64;
+        self.metrics.prompt_time += start.elapsed();
+        self.turn.get_or_insert(start);
         match &mut self.source {
             Some(source) if source.controller.metrics().limit > 0 => {
                 source.drafter.prepare(self.session.tokens(), true)
@@ -156,21 +238,127 @@ impl Speculator {
     /// As [`Session::next`]; what stops the drafter. Nothing has changed then.
     #[expect(clippy::should_implement_trait, reason = "as Session::next")]
     pub fn next(&mut self) -> Result<Next> {
-        if let Some(next) = self.queue.pop_front() {
-            return Ok(next);
+        let start = Instant::now();
+        let Outcome { next, logprobs } = self.outcome()?;
+        self.last = logprobs;
+        if let Some(turn) = self.turn.take() {
+            self.metrics.first_token = Some(turn.elapsed());
+        } else if matches!(next, Next::Token(_)) {
+            self.metrics.decoded_tokens += 1;
+            self.metrics.decode_time += start.elapsed();
+        }
+        Ok(next)
+    }
+
+    fn outcome(&mut self) -> Result<Outcome> {
+        if let Some(outcome) = self.queue.pop_front() {
+            return Ok(outcome);
+        }
+        if let Some(small) = &mut self.small
+            && self.session.model().runtime().governor().small_model()
+            && let Some(next) = small.next(&mut self.session)?
+        {
+            return Ok(Outcome { next, logprobs: None });
         }
         match &mut self.source {
             // Only then does a pass go over the last token, and its time is that of one row.
             Some(source) if self.session.is_one_ahead() => {
-                source.round(&mut self.session, &mut self.queue)
+                source.round(&mut self.session, &mut self.queue, self.logprobs)
             }
-            _ => self.session.next(),
+            _ => plain(&mut self.session, self.logprobs),
         }
+    }
+
+    /// Names a model that goes on in place of the session's own while it is so hot that the governor asks for
+    /// it, or none. Its tokens are its own and not those of the session's model, which sees them as if they
+    /// had been appended when it is cool again; without a small model heat slows a session down and
+    /// changes no token. Where [`Speculator::attach`] has the same model as a drafter, this is drafting
+    /// without verifying.
+    ///
+    /// # Errors
+    /// As [`ModelDrafter::new`].
+    pub fn set_small_model(&mut self, model: Option<Arc<Model>>) -> Result<()> {
+        let drafter = match model {
+            None => None,
+            Some(model) => Some(ModelDrafter::new(model, self.session.model())?),
+        };
+        self.take_back();
+        self.small = drafter.map(|drafter| Small {
+            drafter: Box::new(drafter),
+            draft: Draft::default(),
+            tokens: 0,
+        });
+        if self.small.is_some() {
+            self.session.model().runtime().governor().set_small_model(true);
+        }
+        Ok(())
+    }
+
+    /// Tokens that the smaller model has made.
+    #[must_use]
+    pub fn small_model_tokens(&self) -> u64 {
+        self.small.as_ref().map_or(0, |small| small.tokens)
+    }
+
+    /// From the next token on, [`Speculator::logprobs`] tells how probable it was and which `most` tokens were
+    /// the likeliest; with `None` it does not.
+    pub fn report_logprobs(&mut self, most: Option<usize>) {
+        self.take_back();
+        self.logprobs = most;
+        self.last = None;
+    }
+
+    /// The token of the last outcome and what the model itself thought of it. None when that was not asked for,
+    /// where the context was full, and for tokens of the smaller model.
+    #[must_use]
+    pub fn logprobs(&self) -> Option<(u32, &Logprobs)> {
+        self.last.as_ref().map(|(token, logprobs)| (*token, logprobs))
+    }
+
+    /// As [`Session::set_logits_hook`], from the next token on.
+    pub fn set_logits_hook(&mut self, hook: Option<Hook>) {
+        self.take_back();
+        self.session.set_logits_hook(hook);
+    }
+
+    /// As [`Session::set_logit_bias`], from the next token on.
+    ///
+    /// # Errors
+    /// As [`Session::set_logit_bias`].
+    pub fn set_logit_bias(&mut self, entries: &[(u32, f32)]) -> Result<()> {
+        self.take_back();
+        self.session.set_logit_bias(entries)
+    }
+
+    /// A session with the same tokens and settings, without the drafter and the smaller model.
+    ///
+    /// # Errors
+    /// As [`Session::fork`].
+    pub fn fork(&mut self) -> Result<Self> {
+        let fork = self.settled().fork()?;
+        Ok(Self { logprobs: self.logprobs, ..Self::plain(fork) })
+    }
+
+    /// As [`Session::set_sampler`], from the next token on.
+    ///
+    /// # Errors
+    /// As [`Session::set_sampler`].
+    pub fn set_sampler(&mut self, config: SamplerConfig) -> Result<()> {
+        config.check()?;
+        // Under the settings that they were drawn with.
+        self.take_back();
+        self.session.set_sampler(config)
+    }
+
+    /// What the session has done so far.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        Metrics { reused_tokens: self.session.reused(), ..self.metrics }
     }
 
     /// Tokens that the session holds and nobody has been given.
     fn unseen(&self) -> usize {
-        self.queue.iter().filter(|next| matches!(next, Next::Token(_))).count()
+        self.queue.iter().filter(|outcome| matches!(outcome.next, Next::Token(_))).count()
     }
 
     /// Undoes what has not been given out, as if it had never been chosen.
@@ -189,16 +377,54 @@ impl Speculator {
     }
 }
 
+impl Small {
+    /// A token of the smaller model, which the session takes for its own; none when it has nothing to say.
+    fn next(&mut self, session: &mut Session) -> Result<Option<Next>> {
+        session.check(&[])?;
+        // Tells an empty or a full session what it is told without a smaller model.
+        if session.tokens().is_empty() || session.tokens().len() == session.context() {
+            return Ok(None);
+        }
+        session.canceller().check()?;
+        self.draft.clear();
+        let (random, sampler) = (*session.sampler().random(), *session.sampler().config());
+        let hook = session.sampler().hook().cloned();
+        let request = Request {
+            context: session.tokens(),
+            most: 1,
+            sampler: &sampler,
+            hook: hook.as_ref(),
+            random,
+            go_on: &|_| false,
+        };
+        self.drafter.draft(&request, &mut self.draft)?;
+        let vocab = session.model().vocab();
+        let made = self.draft.tokens.first().filter(|token| (**token as usize) < vocab);
+        let Some(token) = made.copied() else { return Ok(None) };
+        if !sampler.is_greedy() {
+            // As every token takes one.
+            session.sampler().random().unit();
+        }
+        self.tokens += 1;
+        Ok(Some(session.take(token)))
+    }
+}
+
 impl Source {
     /// Drafts, verifies and queues what comes out but for the first outcome, which it returns.
-    fn round(&mut self, session: &mut Session, queue: &mut VecDeque<Next>) -> Result<Next> {
+    fn round(
+        &mut self,
+        session: &mut Session,
+        queue: &mut VecDeque<Outcome>,
+        logprobs: Option<usize>,
+    ) -> Result<Outcome> {
         self.propose(session)?;
         let mut drafts = self.controller.choose(&self.draft.confidence);
         self.draft.truncate(drafts);
         let mut start = Instant::now();
         let verified = match drafts {
             0 => None,
-            _ => match self.verify(session, queue) {
+            _ => match self.verify(session, queue, logprobs) {
                 // Room for the drafts is not needed to go on.
                 Err(Error::OutOfMemory { .. } | Error::KvExhausted { .. }) => None,
                 verified => Some(verified?),
@@ -209,7 +435,7 @@ impl Source {
             None => {
                 (drafts, start) = (0, Instant::now());
                 self.draft.clear();
-                (session.next()?, 0)
+                (plain(session, logprobs)?, 0)
             }
         };
         self.controller.pass_took(drafts + 1, start.elapsed().as_secs_f64());
@@ -264,8 +490,9 @@ impl Source {
     fn verify(
         &mut self,
         session: &mut Session,
-        queue: &mut VecDeque<Next>,
-    ) -> Result<(Next, usize)> {
+        queue: &mut VecDeque<Outcome>,
+        logprobs: Option<usize>,
+    ) -> Result<(Outcome, usize)> {
         let drafts = &self.draft.tokens[..];
         let logits = session.look_ahead(&mut self.scratch, drafts)?;
         let model = Arc::clone(session.model());
@@ -279,16 +506,42 @@ impl Source {
             probabilities: None,
             history: session.tokens(),
         };
-        let verdict = self.verifier.verify(model.runtime().kernels(), &config, &round, &mut random);
+        let kernels = model.runtime().kernels();
+        let verdict = self.verifier.verify(kernels, &config, &round, &mut random);
         // All else has been checked: only logits can be at fault.
-        let verdict = verdict.map_err(|_| session.damaged())?;
+        let verdict = verdict.map_err(|_| session.no_choice())?;
         *session.sampler().random() = random;
         let accepted = verdict.path.len();
+        let rows = logits.chunks_exact(vocab);
+        for (token, row) in drafts[..accepted].iter().zip(rows) {
+            let of = |most| (*token, Logprobs::of(kernels, row, *token, most));
+            let logprobs = logprobs.map(of);
+            queue.push_back(Outcome { next: Next::Token(*token), logprobs });
+        }
         let row = &logits[accepted * vocab..][..vocab];
         let last = session.settle(&drafts[..accepted], verdict.next, row);
-        queue.extend(drafts[..accepted].iter().map(|token| Next::Token(*token)));
+        let last = with_logprobs(session, last, logprobs);
+        // The first one is given out now.
         queue.push_back(last);
-        let first = queue.pop_front().unwrap_or(last);
-        Ok((first, accepted))
+        let first = queue.pop_front();
+        first.map(|first| (first, accepted)).ok_or_else(|| Error::Internal("an empty queue".into()))
     }
+}
+
+/// A token without drafts.
+fn plain(session: &mut Session, logprobs: Option<usize>) -> Result<Outcome> {
+    let next = session.next()?;
+    Ok(with_logprobs(session, next, logprobs))
+}
+
+/// What was last chosen in `session`, with its logarithms if they are asked for.
+fn with_logprobs(session: &Session, next: Next, most: Option<usize>) -> Outcome {
+    let token = match next {
+        Next::Token(token) | Next::End(token) => Some(token),
+        Next::ContextFull => None,
+    };
+    let kernels = session.model().runtime().kernels();
+    let logprobs = token.zip(most);
+    let of = |(token, most)| (token, Logprobs::of(kernels, session.chosen_from(), token, most));
+    Outcome { next, logprobs: logprobs.map(of) }
 }

@@ -138,6 +138,23 @@ functions! {
     nybl_kv_drop(_, _, _) in "capi",
     nybl_kv_save(_, _, _, _, _) in "capi",
     nybl_kv_load(_, _, _, _, _, _) in "capi",
+    nybl_model_open_sources(_, _, _, _) in "text",
+    nybl_model_lock_pages(_) in "text",
+    nybl_model_plan(_, _, _, _, _, _) in "text",
+    nybl_session_set_sampler(_, _) in "text",
+    nybl_session_set_logit_bias(_, _, _, _) in "text",
+    nybl_session_set_logits_hook(_, _, _) in "text",
+    nybl_session_set_stop_strings(_, _, _, _) in "text",
+    nybl_session_set_logprobs(_, _, _) in "text",
+    nybl_session_get_logprobs(_, _, _, _) in "text",
+    nybl_session_fork(_, _) in "text",
+    nybl_session_save(_, _, _) in "text",
+    nybl_session_restore(_, _, _) in "text",
+    nybl_session_copy_tokens(_, _, _, _) in "text",
+    nybl_session_get_metrics(_, _) in "text",
+    nybl_session_set_small_model(_, _) in "text",
+    nybl_runtime_relieve(_, _, _) in "text",
+    nybl_source_seal(_, _) in "text",
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
-//! # Engine: heat and power
+//! # Engine: heat, power and memory
 //!
 //! The host tells what it knows of heat and of who is waiting; the runtime shortens drafts, uses fewer threads,
-//! rests between tokens and, when nothing else helps, pauses. It never changes a token.
+//! rests between tokens and, when nothing else helps, pauses. It never changes a token, unless the host has named a
+//! smaller model to go on with. When the system wants memory, what costs least to get again goes first.
 
+use super::model::nybl_model;
 use super::runtime::nybl_runtime;
+use super::session::{lock, nybl_session};
 use super::status::{Failure, NYBL_ERR_INVALID_ARGUMENT, guard, nybl_status};
 use super::structs::{Sized32, handle, read_config, write_result};
 use crate::engine::governor::{Heat, PowerMode, ThermalLevel};
-use crate::error::Error;
+use crate::engine::pressure::Pressure;
+use std::sync::Arc;
 
 /// nybl_heat.level: not known.
 pub const NYBL_THERMAL_UNKNOWN: i32 = 0;
@@ -123,10 +127,7 @@ pub unsafe extern "C" fn nybl_runtime_get_governor_state(
         // SAFETY: the caller vouches for the pointers.
         unsafe {
             let governor = handle("runtime", runtime)?.runtime.governor();
-            let retry = match governor.check() {
-                Err(Error::ThermalPause { retry }) => retry.as_millis() as u32,
-                _ => 0,
-            };
+            let retry = governor.pause().map_or(0, |retry| retry.as_millis() as u32);
             let power_mode = match governor.mode() {
                 PowerMode::Foreground => NYBL_POWER_FOREGROUND,
                 PowerMode::Background => NYBL_POWER_BACKGROUND,
@@ -139,6 +140,90 @@ pub unsafe extern "C" fn nybl_runtime_get_governor_state(
                 retry_ms: retry,
             };
             write_result("state", state, &value)
+        }
+    })
+}
+
+/// Names a model that goes on in place of the session's own where it is too hot for that, or none with NULL. Its tokens
+/// are its own; the session's model sees them as if they had been appended when it is cool again. The vocabularies
+/// are as for nybl_drafter_create_model().
+///
+/// # Safety
+/// `session` is a live handle; `model` is NULL or a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_session_set_small_model(
+    session: *mut nybl_session,
+    model: *const nybl_model,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handles.
+        let (mut state, model) = unsafe { (lock(session)?, model.as_ref()) };
+        Ok(state.session().set_small_model(model.map(|model| Arc::clone(&model.model)))?)
+    })
+}
+
+/// nybl_runtime_relieve(): cached keys and values that no session holds go. Android's TRIM_MEMORY_RUNNING_LOW.
+pub const NYBL_PRESSURE_MODERATE: i32 = 1;
+/// nybl_runtime_relieve(): keys and values of sessions go to their spill files as well. Apple's memory warning.
+pub const NYBL_PRESSURE_HIGH: i32 = 2;
+/// nybl_runtime_relieve(): the pages of weights as well. Android's TRIM_MEMORY_COMPLETE.
+pub const NYBL_PRESSURE_CRITICAL: i32 = 3;
+
+/// What was given back, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct nybl_freed {
+    /// sizeof(nybl_freed).
+    pub struct_size: u32,
+    /// Caches that a session is working in; it gives back what they have when its pass is over.
+    pub deferred: u32,
+    /// Cached keys and values that no session held.
+    pub prefix_bytes: u64,
+    /// Keys and values that went to spill files.
+    pub spilled_bytes: u64,
+    /// Weights, at most: those of pages that were there.
+    pub page_bytes: u64,
+}
+
+// SAFETY: `repr(C)`, starts with a u32, integers only.
+unsafe impl Sized32 for nybl_freed {}
+
+/// Gives memory of all models of the runtime back, as much as `pressure`, one of NYBL_PRESSURE_*, asks for. Waits for
+/// no session, so it may be called by the thread that the system's warning comes to. `freed` may be NULL.
+///
+/// # Safety
+/// `runtime` is a live handle; `freed` is NULL or states its size.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_runtime_relieve(
+    runtime: *const nybl_runtime,
+    pressure: i32,
+    freed: *mut nybl_freed,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            let runtime = handle("runtime", runtime)?;
+            if !freed.is_null() {
+                // Before anything is given back, so that no figure is lost to a bad size.
+                write_result("freed", freed, &nybl_freed::zero())?;
+            }
+            let given = runtime.runtime.relieve(match pressure {
+                NYBL_PRESSURE_MODERATE => Pressure::Moderate,
+                NYBL_PRESSURE_HIGH => Pressure::High,
+                NYBL_PRESSURE_CRITICAL => Pressure::Critical,
+                other => return Err(unknown("pressure", other)),
+            });
+            if freed.is_null() {
+                return Ok(());
+            }
+            let value = nybl_freed {
+                struct_size: 0,
+                deferred: given.deferred as u32,
+                prefix_bytes: given.prefixes as u64,
+                spilled_bytes: given.spilled as u64,
+                page_bytes: given.pages as u64,
+            };
+            write_result("freed", freed, &value)
         }
     })
 }

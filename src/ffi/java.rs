@@ -28,6 +28,9 @@ fn register(env: &mut JNIEnv<'_>) -> jni::errors::Result<()> {
         ("version", "()Ljava/lang/String;", version as *mut c_void),
         ("runtimeCreate", "(ILjava/lang/String;)J", runtime_create as *mut c_void),
         ("runtimeDestroy", "(J)V", runtime_destroy as *mut c_void),
+        ("runtimeReportHeat", "(JIFF)V", runtime_report_heat as *mut c_void),
+        ("runtimeSetPowerMode", "(JI)V", runtime_set_power_mode as *mut c_void),
+        ("runtimeRelieve", "(JI)J", runtime_relieve as *mut c_void),
         ("modelOpen", "(JLjava/lang/String;)J", model_open as *mut c_void),
         ("modelRelease", "(J)V", model_release as *mut c_void),
         ("modelContext", "(J)I", model_context as *mut c_void),
@@ -145,6 +148,52 @@ extern "system" fn runtime_create<'a>(
 extern "system" fn runtime_destroy<'a>(_: JNIEnv<'a>, _: JClass<'a>, runtime: jlong) {
     // SAFETY: `io.nybl` gives back what it was given, once.
     unsafe { nybl_runtime_destroy(runtime as *mut nybl_runtime) };
+}
+
+extern "system" fn runtime_report_heat<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    runtime: jlong,
+    level: jint,
+    headroom: jfloat,
+    celsius: jfloat,
+) {
+    native(&mut env, |_| {
+        let struct_size = size_of::<nybl_heat>() as u32;
+        let heat = nybl_heat { struct_size, level, headroom, celsius };
+        // SAFETY: `io.nybl` passes live handles; the rest lives through the call.
+        check(unsafe { nybl_runtime_report_heat(runtime as *const nybl_runtime, &raw const heat) })
+    });
+}
+
+extern "system" fn runtime_set_power_mode<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    runtime: jlong,
+    mode: jint,
+) {
+    native(&mut env, |_| {
+        // SAFETY: as for `runtime_report_heat`.
+        check(unsafe { nybl_runtime_set_power_mode(runtime as *const nybl_runtime, mode) })
+    });
+}
+
+/// The bytes given back.
+extern "system" fn runtime_relieve<'a>(
+    mut env: JNIEnv<'a>,
+    _: JClass<'a>,
+    runtime: jlong,
+    pressure: jint,
+) -> jlong {
+    native(&mut env, |_| {
+        let struct_size = size_of::<nybl_freed>() as u32;
+        let mut freed = nybl_freed { struct_size, ..structs::Sized32::zero() };
+        let runtime = runtime as *const nybl_runtime;
+        // SAFETY: as for `runtime_report_heat`.
+        check(unsafe { nybl_runtime_relieve(runtime, pressure, &raw mut freed) })?;
+        let bytes = freed.prefix_bytes + freed.spilled_bytes + freed.page_bytes;
+        Ok(jlong::try_from(bytes).unwrap_or(jlong::MAX))
+    })
 }
 
 extern "system" fn model_open<'a>(

@@ -8,6 +8,7 @@ use super::status::{Failure, NYBL_ERR_INVALID_ARGUMENT, NYBL_ERR_UNSUPPORTED, gu
 use super::structs::{Sized32, handle, read_config, set, slice, text};
 use crate::engine::load::Model;
 use crate::engine::warm::Progress;
+use crate::file::model_file::ModelFile;
 use crate::file::source::Source;
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -71,11 +72,97 @@ pub unsafe extern "C" fn nybl_model_open_source(
         unsafe {
             set("out", out, std::ptr::null_mut())?;
             let runtime = Arc::clone(&handle("runtime", runtime)?.runtime);
-            let source = read_source(source)?;
+            let file = open_sources(source, 1)?;
             let _memory = runtime.memory().enter();
-            let model = Model::open(Arc::clone(&runtime), source)?;
+            let model = Model::from_file(Arc::clone(&runtime), file)?;
             set("out", out, Box::into_raw(Box::new(nybl_model { model })))
         }
+    })
+}
+
+/// As nybl_model_open_source(), from all parts of a model that was split, in order: the shards of a .nybl or GGUF
+/// file. One source of the kind NYBL_SOURCE_PATH finds its other parts by their names, as nybl_model_open() does.
+///
+/// # Safety
+/// `runtime` is a live handle; `sources` has `count` sources, each as nybl_model_open_source() takes it; `out` is
+/// writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_model_open_sources(
+    runtime: *const nybl_runtime,
+    sources: *const nybl_source,
+    count: usize,
+    out: *mut *mut nybl_model,
+) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            set("out", out, std::ptr::null_mut())?;
+            let runtime = Arc::clone(&handle("runtime", runtime)?.runtime);
+            let file = open_sources(sources, count)?;
+            let _memory = runtime.memory().enter();
+            let model = Model::from_file(Arc::clone(&runtime), file)?;
+            set("out", out, Box::into_raw(Box::new(nybl_model { model })))
+        }
+    })
+}
+
+/// The head of a model.
+///
+/// # Safety
+/// As [`nybl_model_open_sources`] says of `sources`.
+pub(super) unsafe fn open_sources(
+    sources: *const nybl_source,
+    count: usize,
+) -> Result<ModelFile, Failure> {
+    if sources.is_null() {
+        return Err(Failure::null("sources"));
+    }
+    // SAFETY: the caller vouches for the structs and their members. All have the size that the first one
+    // states, which may not be the one that this library was built with.
+    unsafe {
+        let first = read_config(sources)?;
+        if count == 1 && first.kind == NYBL_SOURCE_PATH {
+            let path = text("sources->path", first.path, first.path_len)?;
+            return Ok(ModelFile::open_path(Path::new(path))?);
+        }
+        let size = first.struct_size as usize;
+        let each = (0..count).map(|index| read_source(sources.byte_add(index * size)));
+        Ok(ModelFile::open(each.collect::<Result<_, Failure>>()?)?)
+    }
+}
+
+/// Copies the bytes of `source` into memory and stores in `fd` a descriptor of them that the caller closes: a file without
+/// a name that nobody can change any more (a sealed memfd, on Linux and Android; NYBL_ERR_UNSUPPORTED elsewhere). A
+/// service hands it to other processes, which open it as NYBL_SOURCE_FD and share its memory.
+///
+/// # Safety
+/// As nybl_model_open_source() says of `source`; `fd` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_source_seal(source: *const nybl_source, fd: *mut i32) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the pointers.
+        unsafe {
+            set("fd", fd, -1)?;
+            let file = read_source(source)?.sealed_copy()?;
+            #[cfg(unix)]
+            set("fd", fd, std::os::fd::IntoRawFd::into_raw_fd(file))?;
+            #[cfg(not(unix))]
+            drop(file);
+            Ok(())
+        }
+    })
+}
+
+/// Keeps all pages of the weights in memory until the model is closed. Needs a right that phones seldom give:
+/// NYBL_ERR_IO without it.
+///
+/// # Safety
+/// `model` is a live handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nybl_model_lock_pages(model: *const nybl_model) -> nybl_status {
+    guard(|| {
+        // SAFETY: the caller vouches for the handle.
+        Ok(unsafe { handle("model", model) }?.model.lock_pages()?)
     })
 }
 

@@ -36,6 +36,15 @@ mod chat;
 mod session;
 
 #[cfg(feature = "text")]
+mod plan;
+
+#[cfg(feature = "text")]
+mod choice;
+
+#[cfg(feature = "text")]
+mod keep;
+
+#[cfg(feature = "text")]
 mod speculate;
 
 #[cfg(feature = "text")]
@@ -54,7 +63,9 @@ pub use spec::*;
 pub use status::*;
 
 #[cfg(feature = "text")]
-pub use {govern::*, load::*, model::*, runtime::*, session::*, speculate::*};
+pub use {
+    choice::*, govern::*, keep::*, load::*, model::*, plan::*, runtime::*, session::*, speculate::*,
+};
 
 #[cfg(feature = "chat")]
 pub use chat::*;

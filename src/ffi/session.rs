@@ -7,12 +7,12 @@ use super::status::{Failure, NYBL_ERR_BUSY, NYBL_ERR_UNSUPPORTED, destroy, guard
 use super::structs::{Sized32, handle, read_config, set, slice, text, write_result};
 use crate::engine::cache::KvLimit;
 use crate::engine::pass::Canceller;
-use crate::engine::session::{Next, Session, SessionConfig};
+use crate::engine::session::{Session, SessionConfig};
 use crate::engine::speculate::Speculator;
+use crate::engine::text::{Event, TextSession};
 use crate::kv::attend::Streaming;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
-use crate::text::tokenizer::Detokenizer;
 use std::ffi::{c_char, c_void};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,11 +33,13 @@ struct Shared {
 }
 
 pub(super) struct State {
-    pub(super) session: Speculator,
-    /// Made when the first token is generated after tokens that came from the caller.
-    stream: Option<Detokenizer>,
-    text: String,
+    pub(super) text: TextSession,
 }
+
+/// nybl_session_config.flags: nobody waits for this session. It uses a quarter of the threads and half the time,
+/// and lets other sessions of the model go first between chunks of its prompts, which are of 16 tokens unless
+/// prefill_chunk says otherwise.
+pub const NYBL_SESSION_BACKGROUND: u32 = 1;
 
 /// Settings of a session; all zeros is the default: the model's context, greedy decoding.
 #[repr(C)]
@@ -69,8 +71,8 @@ pub struct nybl_session_config {
     /// are kept: `context` may then be longer than what the model was trained for, `sinks` and `window`
     /// together may not.
     pub window: u32,
-    /// Not used; must be zero.
-    pub reserved2: u32,
+    /// 0, or NYBL_SESSION_BACKGROUND.
+    pub flags: u32,
     /// Bytes of memory for the keys and values of all sessions of the model that agree in the settings
     /// above; 0 for as many as their contexts need.
     pub kv_budget: u64,
@@ -91,6 +93,9 @@ pub const NYBL_EVENT_TOKEN: i32 = 1;
 pub const NYBL_EVENT_END: i32 = 2;
 /// nybl_event.kind: the context is full.
 pub const NYBL_EVENT_CONTEXT_FULL: i32 = 3;
+/// nybl_event.kind: a token was generated and with it a stop string is complete: see
+/// nybl_session_set_stop_strings().
+pub const NYBL_EVENT_STOP: i32 = 4;
 
 /// What nybl_session_next() came to.
 #[repr(C)]
@@ -131,48 +136,63 @@ pub unsafe extern "C" fn nybl_session_create(
             set("out", out, std::ptr::null_mut())?;
             let model = &handle("model", model)?.model;
             let _memory = model.runtime().memory().enter();
-            let config = read_config(config)?;
-            if config.reserved != 0 || config.reserved2 != 0 {
-                return Err(Failure::new(NYBL_ERR_UNSUPPORTED, "config->reserved is not zero"));
-            }
-            let folder = text(
-                "config->kv_spill_folder",
-                config.kv_spill_folder,
-                config.kv_spill_folder_len,
-            )?;
-            let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-            let config = SessionConfig {
-                context: config.context as usize,
-                prefill_chunk: config.prefill_chunk as usize,
-                sampler: SamplerConfig {
-                    temperature: config.temperature,
-                    top_k: config.top_k as usize,
-                    top_p: if config.top_p == 0.0 { 1.0 } else { config.top_p },
-                    min_p: config.min_p,
-                    seed: config.seed,
-                    ..SamplerConfig::default()
-                },
-                kv_format: super::kv::format("config->kv_format", config.kv_format)?,
-                streaming: (config.window > 0).then_some(Streaming {
-                    sinks: config.sinks as usize,
-                    window: config.window as usize,
-                }),
-                kv_limit: (config.kv_budget > 0).then(|| KvLimit {
-                    memory: bytes(config.kv_budget),
-                    spill_folder: (!folder.is_empty()).then(|| folder.into()),
-                    spill: bytes(config.kv_spill_budget),
-                }),
-            };
+            let config = settings(config)?;
             let session = Session::new(Arc::clone(model), &config)?;
-            let canceller = session.canceller();
-            let session = Speculator::plain(session);
-            let state = State { session, stream: None, text: String::new() };
-            let (state, destroyed) = (Mutex::new(state), AtomicBool::new(false));
-            let shared = Shared { state, destroyed, canceller };
-            let session = nybl_session { shared: Arc::new(shared) };
-            set("out", out, Box::into_raw(Box::new(session)))
+            set("out", out, boxed(TextSession::new(Speculator::plain(session))))
         }
     })
+}
+
+/// The settings that a struct of the header stands for.
+///
+/// # Safety
+/// `config` is NULL or states its size.
+pub(super) unsafe fn settings(
+    config: *const nybl_session_config,
+) -> Result<SessionConfig, Failure> {
+    // SAFETY: the caller vouches for the pointers.
+    unsafe {
+        let config = read_config(config)?;
+        if config.reserved != 0 || config.flags & !NYBL_SESSION_BACKGROUND != 0 {
+            let text = "config->reserved is not zero, or config->flags has an unknown bit";
+            return Err(Failure::new(NYBL_ERR_UNSUPPORTED, text));
+        }
+        let folder =
+            text("config->kv_spill_folder", config.kv_spill_folder, config.kv_spill_folder_len)?;
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Ok(SessionConfig {
+            context: config.context as usize,
+            prefill_chunk: config.prefill_chunk as usize,
+            sampler: SamplerConfig {
+                temperature: config.temperature,
+                top_k: config.top_k as usize,
+                top_p: if config.top_p == 0.0 { 1.0 } else { config.top_p },
+                min_p: config.min_p,
+                seed: config.seed,
+                ..SamplerConfig::default()
+            },
+            kv_format: super::kv::format("config->kv_format", config.kv_format)?,
+            streaming: (config.window > 0).then_some(Streaming {
+                sinks: config.sinks as usize,
+                window: config.window as usize,
+            }),
+            kv_limit: (config.kv_budget > 0).then(|| KvLimit {
+                memory: bytes(config.kv_budget),
+                spill_folder: (!folder.is_empty()).then(|| folder.into()),
+                spill: bytes(config.kv_spill_budget),
+            }),
+            background: config.flags & NYBL_SESSION_BACKGROUND != 0,
+            ..SessionConfig::default()
+        })
+    }
+}
+
+/// A handle for a session.
+pub(super) fn boxed(text: TextSession) -> *mut nybl_session {
+    let canceller = text.as_session().canceller();
+    let (state, destroyed) = (Mutex::new(State { text }), AtomicBool::new(false));
+    let shared = Shared { state, destroyed, canceller };
+    Box::into_raw(Box::new(nybl_session { shared: Arc::new(shared) }))
 }
 
 /// Ends a session. No call on it may be in progress, but for the nybl_session_generate() whose callback this
@@ -222,7 +242,7 @@ impl Shared {
                 return Err(Failure::new(NYBL_ERR_BUSY, text));
             }
         };
-        let memory = state.session.model().runtime().memory().enter();
+        let memory = state.text.as_session().model().runtime().memory().enter();
         Ok(Locked { state, _memory: memory })
     }
 }
@@ -250,15 +270,12 @@ pub unsafe extern "C" fn nybl_session_append(
     guard(|| {
         // SAFETY: the caller vouches for the pointers.
         let (mut state, ids) = unsafe { (lock(session)?, slice("ids", ids, count)?) };
-        state.session.append(ids)?;
-        // The text of what the caller adds is the caller's: the stream begins after it.
-        state.stream = None;
-        Ok(())
+        Ok(state.text.append(ids)?)
     })
 }
 
-/// Chooses the next token and fills `event`, whose struct_size the caller has set. After
-/// NYBL_EVENT_END the session may go on with nybl_session_append().
+/// Chooses the next token and fills `event`, whose struct_size the caller has set. After NYBL_EVENT_END and
+/// NYBL_EVENT_STOP the session may go on, with nybl_session_append() or without.
 ///
 /// # Safety
 /// `session` is a live handle; `event` states its size.
@@ -280,29 +297,21 @@ pub unsafe extern "C" fn nybl_session_next(
 
 impl State {
     fn next(&mut self) -> Result<nybl_event, Failure> {
-        let Self { session, stream, text } = self;
-        text.clear();
-        let model = Arc::clone(session.model());
-        let tokenizer = model.tokenizer().ok();
-        if let (None, Some(tokenizer)) = (&stream, tokenizer) {
-            *stream = Some(tokenizer.stream_after(session.tokens())?);
-        }
-        let (kind, token) = match session.next()? {
-            Next::Token(id) => (NYBL_EVENT_TOKEN, id),
-            Next::End(id) => (NYBL_EVENT_END, id),
-            Next::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
+        let (event, text) = self.text.next()?;
+        let (kind, token) = match event {
+            Event::Token(id) => (NYBL_EVENT_TOKEN, id),
+            Event::Stop(id) => (NYBL_EVENT_STOP, id),
+            Event::End(id) => (NYBL_EVENT_END, id),
+            Event::ContextFull => (NYBL_EVENT_CONTEXT_FULL, 0),
         };
-        if let (Some(mut open), Some(tokenizer)) = (stream.take(), tokenizer) {
-            if kind == NYBL_EVENT_TOKEN {
-                *text = open.push(tokenizer, token)?;
-                *stream = Some(open);
-            } else {
-                *text = open.finish(tokenizer)?;
-            }
-        }
         let struct_size = size_of::<nybl_event>() as u32;
         let (text, text_len) = (text.as_ptr().cast(), text.len());
         Ok(nybl_event { struct_size, kind, token, reserved: 0, text, text_len })
+    }
+
+    /// The session itself. What adds to it or takes from it goes through `text`.
+    pub(super) fn session(&mut self) -> &mut Speculator {
+        self.text.session()
     }
 }
 
@@ -370,9 +379,7 @@ pub unsafe extern "C" fn nybl_session_truncate(
 ) -> nybl_status {
     guard(|| {
         // SAFETY: the caller vouches for the handle.
-        let mut state = unsafe { lock(session) }?;
-        state.session.truncate(count);
-        state.stream = None;
+        unsafe { lock(session) }?.text.truncate(count);
         Ok(())
     })
 }
@@ -385,9 +392,7 @@ pub unsafe extern "C" fn nybl_session_truncate(
 pub unsafe extern "C" fn nybl_session_reset(session: *mut nybl_session) -> nybl_status {
     guard(|| {
         // SAFETY: the caller vouches for the handle.
-        let mut state = unsafe { lock(session) }?;
-        state.session.reset();
-        state.stream = None;
+        unsafe { lock(session) }?.text.reset();
         Ok(())
     })
 }
@@ -409,7 +414,7 @@ pub unsafe extern "C" fn nybl_session_get_logits(
             set("logits", logits, std::ptr::null())?;
             set("count", count, 0)?;
             let mut state = lock(session)?;
-            let found = state.session.logits()?;
+            let found = state.session().logits()?;
             set("logits", logits, found.as_ptr())?;
             set("count", count, found.len())
         }

@@ -151,7 +151,7 @@ pub unsafe extern "C" fn nybl_verify(
     })
 }
 
-fn sampler(config: nybl_sampler) -> Result<SamplerConfig, Failure> {
+pub(super) fn sampler(config: nybl_sampler) -> Result<SamplerConfig, Failure> {
     if config.reserved != 0 {
         return Err(Failure::new(NYBL_ERR_UNSUPPORTED, "sampler->reserved is not zero"));
     }

@@ -139,7 +139,7 @@ pub unsafe extern "C" fn nybl_spec_attach(
         if config.max_drafts > 0 {
             controller.set_limit(config.max_drafts as usize);
         }
-        Ok(state.session.attach(Box::new(Attached::new(drafter)?), controller)?)
+        Ok(state.session().attach(Box::new(Attached::new(drafter)?), controller)?)
     })
 }
 
@@ -151,7 +151,7 @@ pub unsafe extern "C" fn nybl_spec_attach(
 pub unsafe extern "C" fn nybl_spec_detach(session: *mut nybl_session) -> nybl_status {
     guard(|| {
         // SAFETY: the caller vouches for the handle.
-        unsafe { lock(session) }?.session.detach();
+        unsafe { lock(session) }?.session().detach();
         Ok(())
     })
 }
@@ -173,7 +173,7 @@ pub unsafe extern "C" fn nybl_spec_set_share(
         }
         // SAFETY: the caller vouches for the handle.
         let mut state = unsafe { lock(session) }?;
-        state.session.controller().ok_or_else(no_drafter)?.set_share(share);
+        state.session().controller().ok_or_else(no_drafter)?.set_share(share);
         Ok(())
     })
 }
@@ -191,7 +191,7 @@ pub unsafe extern "C" fn nybl_spec_get_stats(
         // SAFETY: the caller vouches for the pointers.
         unsafe {
             let mut state = lock(session)?;
-            let metrics = state.session.controller().ok_or_else(no_drafter)?.metrics();
+            let metrics = state.session().controller().ok_or_else(no_drafter)?.metrics();
             let undrafted = metrics.undrafted;
             let value = nybl_spec_stats {
                 struct_size: 0,

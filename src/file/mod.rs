@@ -9,6 +9,7 @@ pub mod gguf;
 #[cfg(feature = "huggingface")]
 pub mod huggingface;
 pub mod metadata;
+pub mod model_file;
 pub mod nybl;
 pub mod reader;
 #[cfg(feature = "huggingface")]

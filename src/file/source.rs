@@ -72,8 +72,27 @@ impl Source {
         options.offset(offset).len(super::reader::size(length));
         // SAFETY: the mapping is private to this library and only read. Another process that
         // truncates the file can fault it, which is documented above and cannot be excluded.
-        let map = unsafe { options.map(file) }.map_err(|reason| Error::io(name, &reason))?;
+        let map = unsafe { options.map(file) }.or_else(|reason| {
+            // A sealed file that was opened for writing cannot be mapped as shared before Linux 6.7. Its pages
+            // are the same ones when they are mapped as private and never written to.
+            // SAFETY: as above.
+            unsafe { options.map_copy_read_only(file) }.map_err(|_| reason)
+        });
+        let map = map.map_err(|reason| Error::io(name, &reason))?;
         Ok(Self { name: name.into(), bytes: Bytes::Mapped(Arc::new(map)) })
+    }
+
+    /// A copy of all bytes in memory, as a file without a name that nobody can change, shorten or lengthen any
+    /// more (Linux and Android). A service that hands its descriptor to other processes, by a socket or Binder,
+    /// keeps one model warm for all of them, and each may check the seals instead of trusting it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system has no room or no such files; [`Error::Unsupported`] elsewhere.
+    pub fn sealed_copy(&self) -> Result<File> {
+        #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+        return sealed::copy(self.bytes()).map_err(|reason| Error::io(self.name(), &reason));
+        #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
+        Err(Error::Unsupported("sealed files, which Linux and Android have".into()))
     }
 
     /// Bytes that are part of the program.
@@ -179,6 +198,36 @@ impl Source {
     }
 }
 
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+mod sealed {
+    use std::fs::File;
+    use std::io::{Error, Result, Write};
+    use std::os::fd::{AsRawFd, FromRawFd};
+
+    /// What can no longer be done to the file.
+    pub(super) const SEALS: libc::c_int =
+        libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+
+    pub(super) fn copy(bytes: &[u8]) -> Result<File> {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        // By its number: the C library of Android before 11 does not have it by name.
+        // SAFETY: a name that ends in zero, and flags.
+        let fd = unsafe { libc::syscall(libc::SYS_memfd_create, c"nybl".as_ptr(), flags) };
+        if fd < 0 {
+            return Err(Error::last_os_error());
+        }
+        let fd = libc::c_int::try_from(fd).map_err(Error::other)?;
+        // SAFETY: the descriptor is new and nobody else's.
+        let mut file = unsafe { File::from_raw_fd(fd) };
+        file.write_all(bytes)?;
+        // SAFETY: the descriptor is open.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } != 0 {
+            return Err(Error::last_os_error());
+        }
+        Ok(file)
+    }
+}
+
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
@@ -208,6 +257,28 @@ mod tests {
             assert!(error.contains(word) && error.starts_with("asset"), "{error}");
         }
         std::fs::remove_file(path).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_sealed_copy_is_a_source_that_nobody_can_change() {
+        use std::io::{Seek, Write};
+        use std::os::fd::AsRawFd;
+        let bytes: Vec<u8> = (0..20_000_u32).map(|i| (i % 251) as u8).collect();
+        let source = Source::from_vec("model", bytes.clone());
+        let mut file = source.sealed_copy().unwrap();
+        let handed = Source::part("handed over", &file, 0, None).unwrap();
+        assert_eq!(handed.bytes(), bytes);
+        assert!(file.set_len(10).is_err() && file.set_len(30_000).is_err());
+        file.rewind().unwrap();
+        assert!(file.write_all(b"changed").is_err());
+        // SAFETY: the descriptor is open.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        assert_eq!(seals & sealed::SEALS, sealed::SEALS);
+        drop(file);
+        handed.prefetch(0..usize::MAX);
+        assert_eq!(handed.release(0..usize::MAX), bytes.len());
+        assert_eq!(handed.bytes(), bytes);
     }
 
     #[test]

@@ -311,6 +311,21 @@ impl KvStore {
         before - self.bytes()
     }
 
+    /// Moves blocks to the spill file, those first whose sequence was not used for the longest time, as far as it
+    /// has room. They come back when their sequence is used again. Returns the bytes of memory that
+    /// are free now, also of what moved before a failure.
+    pub fn spill_all(&mut self) -> (usize, Result<()>) {
+        let before = self.bytes();
+        let held = (0..self.blocks.len() as u32).filter(|block| {
+            self.blocks[*block as usize].memory() > 0 && !self.pool.is_free(*block)
+        });
+        let mut going: Vec<u32> = held.collect();
+        going.sort_by_key(|block| self.blocks[*block as usize].used);
+        going.truncate(self.spill.as_ref().map_or(0, SpillFile::room));
+        let outcome = going.into_iter().try_for_each(|block| self.spill_block(block));
+        (before - self.bytes(), outcome)
+    }
+
     /// Gives back the memory of blocks that hold nothing, neither for a sequence nor as a prefix.
     pub fn drop_empty(&mut self) {
         for block in 0..self.blocks.len() as u32 {

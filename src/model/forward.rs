@@ -8,7 +8,7 @@
 
 use super::config::{Activation, Config};
 use super::rope::RopeTable;
-use super::weights::{Matrix, Weights};
+use super::weights::{Matrix, Needs, Weights};
 use crate::error::Result;
 use crate::kernel::{Activations, Epilogue, Input, Kernels, MatmulJob};
 use crate::kv::attend::{AttendScratch, Keys, Rows, Sight, Streaming, attend};
@@ -98,25 +98,18 @@ impl Scratch {
     /// [`crate::Error::OutOfMemory`].
     pub fn new(
         config: &Config,
-        weights: &Weights,
+        needs: &Needs,
         (most, context): (usize, usize),
         logit_rows: usize,
     ) -> Result<Self> {
         let floats = |width: usize| Aligned::zeroed("activations", most * width);
-        let mut groups: Vec<_> = weights
-            .matrices()
-            .map(Matrix::layout)
-            .filter(|layout| layout.format().is_quantised())
-            .map(|layout| layout.group())
-            .collect();
-        groups.sort_unstable();
-        groups.dedup();
         let raw = [(config.qk_norm, config.q_dim()), (config.post_norms, config.d_model)];
         let raw = raw.into_iter().filter_map(|(used, width)| used.then_some(width)).max();
         let windowed = config.windowed_rope.as_ref();
         let widest = config.d_model.max(config.d_ff).max(config.q_dim());
-        let quantised: Result<Vec<_>> =
-            groups.into_iter().map(|group| Ok((group, Activations::new(most, widest)?))).collect();
+        let quantised: Result<Vec<_>> = (needs.groups.iter())
+            .map(|group| Ok((*group, Activations::new(most, widest)?)))
+            .collect();
         Ok(Self {
             most,
             x: floats(config.d_model)?,
@@ -130,13 +123,13 @@ impl Scratch {
             up: floats(config.d_ff)?,
             inputs: Inputs {
                 quantised: quantised?,
-                ordered: floats(if weights.has_orders() { widest } else { 0 })?,
+                ordered: floats(if needs.has_orders { widest } else { 0 })?,
             },
             attend: AttendScratch::new(most, config.n_heads, config.kv_shape())?,
             rope: RopeTable::new(&config.rope, most, context)?,
             windowed_rope: windowed.map(|rope| RopeTable::new(rope, most, context)).transpose()?,
             stream: None,
-            logits: Aligned::zeroed("logits", logit_rows * weights.vocab())?,
+            logits: Aligned::zeroed("logits", logit_rows * needs.vocab)?,
         })
     }
 

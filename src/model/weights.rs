@@ -147,6 +147,27 @@ impl Weights {
     }
 }
 
+/// What the buffers of a pass depend on besides the configuration: known before any weight is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Tokens in the vocabulary.
+    pub vocab: usize,
+    /// Group sizes of the quantised matrices, each once.
+    pub groups: Vec<usize>,
+    /// Whether any matrix has an order of columns of its own.
+    pub has_orders: bool,
+}
+
+impl Needs {
+    /// What matrices of these layouts need.
+    #[must_use]
+    pub fn new(vocab: usize, layouts: impl Iterator<Item = Layout>, has_orders: bool) -> Self {
+        let quantised = layouts.filter(|layout| layout.format().is_quantised());
+        let groups: BTreeSet<_> = quantised.map(|layout| layout.group()).collect();
+        Self { vocab, groups: groups.into_iter().collect(), has_orders }
+    }
+}
+
 /// A file that holds tensors by name.
 trait Tensors {
     fn file(&self) -> &str;
@@ -278,10 +299,11 @@ impl Weights {
         self.embedding.layout().n()
     }
 
-    /// Whether any matrix has an order of columns of its own.
+    /// What the buffers of a pass need to know of them.
     #[must_use]
-    pub fn has_orders(&self) -> bool {
-        self.matrices().any(|matrix| matrix.order().is_some())
+    pub fn needs(&self) -> Needs {
+        let has_orders = self.matrices().any(|matrix| matrix.order().is_some());
+        Needs::new(self.vocab(), self.matrices().map(Matrix::layout), has_orders)
     }
 
     /// Every matrix.

@@ -131,6 +131,27 @@ impl Hook {
     pub fn new(change: impl Fn(History<'_>, &mut [f32]) + Send + Sync + 'static) -> Self {
         Self(Arc::new(change))
     }
+
+    /// A hook that adds to the logits of these tokens.
+    #[must_use]
+    pub fn bias(entries: Vec<(u32, f32)>) -> Self {
+        Self::new(move |_, logits| {
+            for (token, bias) in &entries {
+                if let Some(logit) = logits.get_mut(*token as usize) {
+                    *logit += bias;
+                }
+            }
+        })
+    }
+
+    /// This change, and then that of `next`.
+    #[must_use]
+    pub fn then(self, next: Self) -> Self {
+        Self::new(move |history, logits| {
+            self.0(history, logits);
+            next.0(history, logits);
+        })
+    }
 }
 
 impl fmt::Debug for Hook {
@@ -150,6 +171,12 @@ pub struct Distribution {
 }
 
 impl Distribution {
+    /// The most bytes that the buffers of a distribution over `vocab` tokens come to.
+    #[must_use]
+    pub const fn most_bytes(vocab: usize) -> usize {
+        vocab * (size_of::<(f32, u32)>() + 2 * size_of::<f32>())
+    }
+
     /// Logits go through `hook` first from now on, or through none.
     pub fn set_hook(&mut self, hook: Option<Hook>) {
         self.hook = hook;

@@ -1,6 +1,8 @@
 //! Text on either side of the model: tokenizers before it, samplers after it.
 
+pub mod logprobs;
 pub mod sample;
+pub mod stop;
 #[cfg(feature = "chat")]
 pub mod template;
 #[cfg(feature = "text")]

@@ -35,6 +35,16 @@ impl Sampler {
         &self.config
     }
 
+    /// Changes the settings, and neither the hook nor the random state.
+    ///
+    /// # Errors
+    /// [`crate::Error::InvalidArgument`] naming a setting that is out of range; nothing has changed then.
+    pub fn set_config(&mut self, config: SamplerConfig) -> Result<()> {
+        config.check()?;
+        self.config = config;
+        Ok(())
+    }
+
     /// Logits go through `hook` first from now on, or through none.
     pub fn set_hook(&mut self, hook: Option<Hook>) {
         self.distribution.set_hook(hook);

@@ -164,7 +164,7 @@ impl<'a> Bench<'a> {
         let most = [args.prefill.map(|n| n.min(args.chunk)), args.cost];
         let most = most.into_iter().flatten().max().unwrap_or(1) as usize;
         let logits = args.cost.unwrap_or(1) as usize;
-        let scratch = Scratch::new(config, model.weights(), (most, context), logits)?;
+        let scratch = Scratch::new(config, &model.weights().needs(), (most, context), logits)?;
         let shape = config.kv_shape();
         let tokens = (context + 2 * BLOCK_TOKENS) * args.sequences as usize;
         let store = KvStore::with(&KvConfig {

@@ -85,7 +85,7 @@ fn print(report: &Report) {
 }
 
 /// A number of bytes, with K, M or G for powers of 1000.
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let (digits, factor) = match text.chars().last().map(|unit| unit.to_ascii_uppercase()) {
         Some('K') => (&text[..text.len() - 1], 1000),
         Some('M') => (&text[..text.len() - 1], 1_000_000),

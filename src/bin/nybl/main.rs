@@ -7,6 +7,7 @@ mod default_model;
 mod inspect;
 mod logits;
 mod perplexity;
+mod plan;
 mod quantize;
 mod run;
 mod tokenize;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::Args),
     /// Print what a model file holds.
     Inspect(inspect::Args),
+    /// Tell what memory a model will take, and what would make it fit.
+    Plan(plan::Args),
     /// Pack a GGUF file into one .nybl file that the kernels multiply from.
     Convert(convert::Args),
     /// Turn text into token ids, or ids into text.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Inspect(args) => inspect::inspect(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Convert(args) => convert::convert(&args),
         Command::Tokenize(args) => tokenize::tokenize(&args),
         Command::Logits(args) => logits::logits(&args),
