@@ -3,6 +3,7 @@ import CNybl
 /// An opened model. Any task may use it, several at a time.
 public final class Model: @unchecked Sendable {
     let handle: OpaquePointer
+    private let runtime: OpaquePointer
 
     public struct Info: Sendable {
         /// Tokens in the vocabulary.
@@ -24,19 +25,74 @@ public final class Model: @unchecked Sendable {
         config.threads = UInt32(clamping: threads)
         var runtime: OpaquePointer?
         try check(nybl_runtime_create(&config, &runtime))
-        // The model keeps what it needs of it.
-        defer { nybl_runtime_destroy(runtime) }
         var model: OpaquePointer?
         var path = path
-        try path.withUTF8 { utf8 in
-            try utf8.withMemoryRebound(to: CChar.self) {
-                try check(nybl_model_open(runtime, $0.baseAddress, $0.count, &model))
+        do {
+            try path.withUTF8 { utf8 in
+                try utf8.withMemoryRebound(to: CChar.self) {
+                    try check(nybl_model_open(runtime, $0.baseAddress, $0.count, &model))
+                }
             }
+        } catch {
+            nybl_runtime_destroy(runtime)
+            throw error
         }
         handle = model!
+        self.runtime = runtime!
     }
 
-    deinit { nybl_model_release(handle) }
+    deinit {
+        nybl_model_release(handle)
+        nybl_runtime_destroy(runtime)
+    }
+
+    /// How hot the system says it is: the cases of `ProcessInfo.ThermalState`.
+    public enum ThermalState: Int32, Sendable {
+        case nominal = 1, fair, serious, critical
+    }
+
+    /// Reports heat, whenever it changes and every few seconds while sessions work: drafts become shorter, threads fewer
+    /// and rests longer as it gets warmer, and calls throw with the status of a thermal pause when nothing else
+    /// helps.
+    public func reportHeat(_ state: ThermalState) throws {
+        var heat = nybl_heat()
+        heat.struct_size = UInt32(MemoryLayout<nybl_heat>.size)
+        heat.level = state.rawValue
+        try check(nybl_runtime_report_heat(runtime, &heat))
+    }
+
+    /// How much of the machine sessions may use.
+    public enum PowerMode: Int32, Sendable {
+        /// Somebody is waiting for the text.
+        case foreground
+        /// Nobody is waiting: a quarter of the threads, half the time.
+        case background
+        /// The battery is low: half the threads, no drafts.
+        case low
+    }
+
+    public func setPowerMode(_ mode: PowerMode) throws {
+        try check(nybl_runtime_set_power_mode(runtime, mode.rawValue))
+    }
+
+    /// How badly the system wants memory.
+    public enum MemoryPressure: Int32, Sendable {
+        /// Cached prompts go.
+        case moderate = 1
+        /// Keys and values that have a file to go to as well: for a memory warning.
+        case high
+        /// The pages of weights as well, which are read again when they are used.
+        case critical
+    }
+
+    /// Gives memory back, waiting for no session; how many bytes it was, at most.
+    @discardableResult
+    public func relieve(_ pressure: MemoryPressure) throws -> Int {
+        var freed = nybl_freed()
+        freed.struct_size = UInt32(MemoryLayout<nybl_freed>.size)
+        try check(nybl_runtime_relieve(runtime, pressure.rawValue, &freed))
+        return Int(freed.prefix_bytes + freed.spilled_bytes + freed.page_bytes)
+    }
 
     public func info() throws -> Info {
         var info = nybl_model_info()

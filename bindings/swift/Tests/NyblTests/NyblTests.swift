@@ -37,6 +37,22 @@ final class NyblTests: XCTestCase {
         XCTAssertGreaterThan(try model.info().vocab, 100)
     }
 
+    func testTheDeviceIsFollowed() async throws {
+        let model = try model()
+        let session = try Session(model)
+        let whole = try await story(session, 40)
+        try session.reset()
+        try model.reportHeat(.critical)
+        XCTAssertThrowsError(try session.append("Once")) { error in
+            XCTAssertTrue("\(error)".contains("NYBL_ERR_THERMAL_PAUSE"), "\(error)")
+        }
+        try model.reportHeat(.nominal)
+        try model.setPowerMode(.background)
+        XCTAssertGreaterThan(try model.relieve(.critical), 100_000)
+        let again = try await story(session, 40)
+        XCTAssertEqual(whole, again)
+    }
+
     func testLogitsAreBorrowed() throws {
         let model = try model()
         let session = try Session(model)

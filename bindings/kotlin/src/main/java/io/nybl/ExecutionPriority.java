@@ -3,11 +3,17 @@ package io.nybl;
 /** What the answer is worth to the user who waits for it, and so how much of the device it may take. */
 public enum ExecutionPriority {
     /** Somebody reads along: every core. */
-    INTERACTIVE,
+    INTERACTIVE(Native.POWER_FOREGROUND),
     /** Half of the cores. */
-    BALANCED,
+    BALANCED(Native.POWER_LOW),
     /** Nobody waits: one thread, the calling one. */
-    BACKGROUND;
+    BACKGROUND(Native.POWER_BACKGROUND);
+
+    final int powerMode;
+
+    ExecutionPriority(int powerMode) {
+        this.powerMode = powerMode;
+    }
 
     int threads() {
         int cores = Runtime.getRuntime().availableProcessors();

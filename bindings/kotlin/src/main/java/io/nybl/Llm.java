@@ -4,10 +4,12 @@ package io.nybl;
 public final class Llm implements AutoCloseable {
     private final LlmConfig config;
     private final Handle model;
+    private final Handle runtime;
 
-    private Llm(LlmConfig config, Handle model) {
+    private Llm(LlmConfig config, Handle model, Handle runtime) {
         this.config = config;
         this.model = model;
+        this.runtime = runtime;
     }
 
     /** Opens the model; blocks while its file is read. */
@@ -15,11 +17,51 @@ public final class Llm implements AutoCloseable {
         long runtime = Native.runtimeCreate(config.threads, config.instructionSet);
         try {
             long model = Native.modelOpen(runtime, config.modelPath);
-            return new Llm(config, new Handle("model", model, Native::modelRelease));
-        } finally {
-            // The model keeps what it needs of it.
+            return new Llm(
+                    config,
+                    new Handle("model", model, Native::modelRelease),
+                    new Handle("model", runtime, Native::runtimeDestroy));
+        } catch (RuntimeException refused) {
             Native.runtimeDestroy(runtime);
+            throw refused;
         }
+    }
+
+    /**
+     * Reports heat, every few seconds while sessions work: drafts become shorter, threads fewer and rests longer as it
+     * gets warmer, and a call throws with the status THERMAL_PAUSE when nothing else helps. On Android:
+     * {@code PowerManager.getCurrentThermalStatus()} or what its listener tells, or -1 where that is not known, and
+     * {@code getThermalHeadroom(10)}, or NaN.
+     */
+    public void reportHeat(int thermalStatus, float headroom) {
+        // NONE, LIGHT and MODERATE; from SEVERE on nothing should run.
+        int level = thermalStatus < 0 ? 0 : Math.min(thermalStatus, 3) + 1;
+        float known = Float.isNaN(headroom) ? 0 : headroom;
+        runtime.with(r -> {
+            Native.runtimeReportHeat(r, level, known, 0);
+            return null;
+        });
+    }
+
+    /** How much of the machine sessions may use from now on, of the threads that the configuration gave them. */
+    public void setPriority(ExecutionPriority priority) {
+        runtime.with(r -> {
+            Native.runtimeSetPowerMode(r, priority.powerMode);
+            return null;
+        });
+    }
+
+    /**
+     * Gives memory back and returns how many bytes it was, at most: for {@code ComponentCallbacks2.onTrimMemory(level)}.
+     * Cached prompts go at every level; keys and values that have a file to go to when the app is in the background; the
+     * pages of weights, which are read again when they are used, when it is next to be ended.
+     */
+    public long trimMemory(int level) {
+        // TRIM_MEMORY_BACKGROUND is 40 and TRIM_MEMORY_COMPLETE 80; TRIM_MEMORY_RUNNING_CRITICAL is 15.
+        int pressure = level >= 80 || level == 15
+                ? Native.PRESSURE_CRITICAL
+                : level >= 40 || level == 10 ? Native.PRESSURE_HIGH : Native.PRESSURE_MODERATE;
+        return runtime.with(r -> Native.runtimeRelieve(r, pressure));
     }
 
     /** The version of the library. */
@@ -71,5 +113,6 @@ public final class Llm implements AutoCloseable {
     @Override
     public void close() {
         model.close();
+        runtime.close();
     }
 }

@@ -7,6 +7,13 @@ final class Native {
     static final int EVENT_TOKEN = 1;
     static final int EVENT_END = 2;
     static final int TOKENIZE_ADD_SPECIAL = 1;
+    // Constants, so that an enum may use them before the library is loaded.
+    static final int POWER_FOREGROUND = 0;
+    static final int POWER_BACKGROUND = 1;
+    static final int POWER_LOW = 2;
+    static final int PRESSURE_MODERATE = 1;
+    static final int PRESSURE_HIGH = 2;
+    static final int PRESSURE_CRITICAL = 3;
 
     static {
         // A test or a desktop program may name the file; an app has it in its libraries.
@@ -25,6 +32,12 @@ final class Native {
     static native long runtimeCreate(int threads, String isa);
 
     static native void runtimeDestroy(long runtime);
+
+    static native void runtimeReportHeat(long runtime, int level, float headroom, float celsius);
+
+    static native void runtimeSetPowerMode(long runtime, int mode);
+
+    static native long runtimeRelieve(long runtime, int pressure);
 
     static native long modelOpen(long runtime, String path);
 

@@ -16,6 +16,8 @@ public final class NyblException extends RuntimeException {
     public static final int CONTEXT_FULL = 0x0401;
     /** Another thread is inside a call on this session. */
     public static final int BUSY = 0x0403;
+    /** The device is too hot to go on; nothing has changed. Try again after another report. */
+    public static final int THERMAL_PAUSE = 0x0405;
 
     private final int status;
 

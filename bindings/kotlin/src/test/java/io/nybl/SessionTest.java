@@ -106,6 +106,24 @@ public final class SessionTest {
         }
     }
 
+    private static void followsTheDevice(Llm llm) {
+        try (Session session = llm.newSession()) {
+            String whole = story(session, 40);
+            session.reset();
+            // THERMAL_STATUS_EMERGENCY, and then THERMAL_STATUS_NONE.
+            llm.reportHeat(5, Float.NaN);
+            expect(refused(() -> story(session, 40)).status() == NyblException.THERMAL_PAUSE, "heat");
+            llm.reportHeat(0, 0.5f);
+            llm.setPriority(ExecutionPriority.BACKGROUND);
+            llm.reportHeat(-1, Float.NaN);
+            expect(whole.equals(story(session, 40)), "another text in the background");
+            llm.setPriority(ExecutionPriority.BALANCED);
+            expect(llm.trimMemory(80) > 100_000, "the pages of the weights");
+            session.reset();
+            expect(whole.equals(story(session, 40)), "another text after pressure");
+        }
+    }
+
     private static long resident() throws Exception {
         for (String line : Files.readAllLines(Path.of("/proc/self/status"))) {
             if (line.startsWith("VmRSS:")) {
@@ -154,6 +172,7 @@ public final class SessionTest {
         Llm llm = Llm.open(config(arguments[0]).build());
         generates(llm);
         refuses(llm);
+        followsTheDevice(llm);
         startsAndCancels(llm, 200);
         System.gc();
         long before = resident();
