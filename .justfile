@@ -22,6 +22,14 @@ conformance expect="":
 miri:
     cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store spec::tree spec::verify
 
+# The pool, the loader and cancelling under the thread sanitizer.
+races:
+    RUSTFLAGS="-Zsanitizer=thread" cargo +nightly test -Zbuild-std --target x86_64-unknown-linux-gnu --no-default-features --features engine --lib -- threads:: engine:: kv::store
+
+# Four sessions at once, for so many turns in all.
+soak turns="10000":
+    NYBL_SOAK_TURNS={{turns}} cargo test --test soak -- --nocapture
+
 # Random operations on the KV cache, nine settings of so many steps.
 kv steps="110000":
     NYBL_KV_STEPS={{steps}} cargo test --lib kv::property
