@@ -14,6 +14,7 @@
 //! - [`docs::kernels`]: the kernel table and how to add a row
 //! - [`docs::numerics`]: the contract behind the equal bits
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
+//! - [`docs::quantization`]: how codes of few bits are chosen, what that loses, and training for them
 //! - [`docs::speculation`]: why drafts change no token, and how many there are
 //! - [`docs::safety`]: what is trusted, and what is checked where
 
@@ -54,6 +55,8 @@ pub mod docs {
     pub mod kernels {}
     #[doc = include_str!("docs/numerics.md")]
     pub mod numerics {}
+    #[doc = include_str!("docs/quantization.md")]
+    pub mod quantization {}
     #[doc = include_str!("docs/safety.md")]
     pub mod safety {}
     #[doc = include_str!("docs/speculation.md")]
