@@ -16,6 +16,7 @@
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
 //! - [`docs::quantization`]: how codes of few bits are chosen, what that loses, and training for them
 //! - [`docs::speculation`]: why drafts change no token, and how many there are
+//! - [`docs::performance`]: what bounds each part, how it is measured, what was found
 //! - [`docs::safety`]: what is trusted, and what is checked where
 
 #[cfg(not(target_pointer_width = "64"))]
@@ -57,6 +58,8 @@ pub mod docs {
     pub mod numerics {}
     #[doc = include_str!("docs/quantization.md")]
     pub mod quantization {}
+    #[doc = include_str!("docs/performance.md")]
+    pub mod performance {}
     #[doc = include_str!("docs/safety.md")]
     pub mod safety {}
     #[doc = include_str!("docs/speculation.md")]
