@@ -15,14 +15,26 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind};
 use serde::Serialize;
+use serde_json::ser::{Formatter, PrettyFormatter};
 use std::fmt::Write as _;
 
-/// Steps a template may take: thousands of messages, in well under a second.
-const FUEL: u64 = 5_000_000;
+/// Steps a template may take: so many, and more for each byte of the conversation, up to a limit. What it
+/// makes costs a step a byte.
+const FUEL: u64 = 300_000;
+const FUEL_PER_BYTE: u64 = 8;
+const MOST_FUEL: u64 = 1_500_000;
+/// Address space for the stack of a template that runs. The values that it nests, a level a step, are written and
+/// freed by recursion, for which a host's stack is too small; pages that are not touched cost nothing.
+const STACK: usize = 512 << 20;
 /// Bytes a rendered conversation may have.
 const LONGEST: usize = 64 << 20;
+/// Depth of the JSON that a template may write: as deep as it may read.
+const DEEPEST: usize = 128;
 /// Depth of includes, macros and loops that call themselves.
 const DEPTH: usize = 64;
+/// Tokens of one tag, and `elif`s in all: the compiler walks expressions and branches by recursion and counts
+/// only some of it, so that a long sum or a thousand `not`s would overflow the host's stack.
+const LONGEST_TAG: usize = 500;
 /// Where user text is cut: a noncharacter, which no text has.
 const CUT: char = '\u{FDD0}';
 
@@ -67,7 +79,6 @@ impl ChatTemplate {
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(|error| corrupt(&error))?);
         environment.set_recursion_limit(DEPTH);
-        environment.set_fuel(Some(FUEL));
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
@@ -75,6 +86,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         // Marks what a trainer learns from; to a reader it is nothing.
         let source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+        check_depth(&source)?;
         environment.add_template_owned("chat", source).map_err(|error| corrupt(&error))?;
         Ok(Self { environment, bos, eos, control })
     }
@@ -105,7 +117,19 @@ impl ChatTemplate {
         Ok(ids)
     }
 
+    /// Renders on a thread of its own, for its stack.
     fn render_cut(&self, conversation: &Conversation<'_>) -> Result<String> {
+        let refused = |_| Error::OutOfMemory { what: "the stack of a chat template", bytes: STACK };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("nybl template".into());
+            let thread = thread.stack_size(STACK);
+            let rendered = thread.spawn_scoped(scope, || self.render_here(conversation));
+            let panicked = |_| Error::Internal("the chat template panicked".into());
+            rendered.map_err(refused)?.join().map_err(panicked)?
+        })
+    }
+
+    fn render_here(&self, conversation: &Conversation<'_>) -> Result<String> {
         let messages = parse("messages", conversation.messages, ValueKind::Seq)?;
         let tools = conversation.tools.map(|json| parse("tools", json, ValueKind::Seq));
         let tools = tools.transpose()?.map_or(Value::from(()), |tools| self.cut(&tools));
@@ -124,7 +148,12 @@ impl ChatTemplate {
             }
         }
         let context = Value::from_pairs(context);
-        let template = self.environment.get_template("chat").map_err(|error| corrupt(&error))?;
+        let bytes = [Some(conversation.messages), conversation.tools, conversation.variables];
+        let bytes: usize = bytes.into_iter().flatten().map(str::len).sum();
+        let fuel = FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(bytes as u64));
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel.min(MOST_FUEL)));
+        let template = environment.get_template("chat").map_err(|error| corrupt(&error))?;
         let mut out = Bounded(Vec::new());
         match template.render_captured_to(context, &mut out) {
             Ok(_) => String::from_utf8(out.0)
@@ -166,6 +195,94 @@ impl ChatTemplate {
             _ => value.clone(),
         }
     }
+}
+
+/// Refuses tags that are too long, reading the source as minijinja's lexer does.
+fn check_depth(source: &str) -> Result<()> {
+    let mut rest = source;
+    let mut branches = 0;
+    let skip = |text: &str, end: &str| text.find(end).map_or(text.len(), |at| at + end.len());
+    while let Some(at) = rest.find('{') {
+        rest = &rest[at..];
+        let (inside, end) = match rest.as_bytes().get(1) {
+            Some(b'#') => {
+                rest = &rest[skip(rest, "#}")..];
+                continue;
+            }
+            Some(b'{') => (&rest[2..], "}}"),
+            Some(b'%') => (&rest[2..], "%}"),
+            _ => {
+                rest = &rest[1..];
+                continue;
+            }
+        };
+        let (length, tokens) = tag(inside, end);
+        let inside = &inside[..length];
+        rest = &rest[2 + length..];
+        let words =
+            inside.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+' | '%' | '}'));
+        branches += usize::from(words.starts_with("elif"));
+        if tokens > LONGEST_TAG || branches > LONGEST_TAG {
+            let line = source[..source.len() - rest.len()].lines().count();
+            let reason =
+                format!("line {line}: a tag or a chain of elif of more than {LONGEST_TAG} tokens");
+            return Err(Error::corrupt(
+                "the model's chat template",
+                "tokenizer.chat_template",
+                reason,
+            ));
+        }
+        if words == "raw" {
+            // Up to the tag that ends it, nothing is one.
+            let mut at = 0;
+            while let Some(next) = rest[at..].find("{%") {
+                at += next + 2;
+                let word = rest[at..].trim_start_matches(['-', '+']).trim_start();
+                if word.starts_with("endraw") {
+                    break;
+                }
+            }
+            rest = &rest[at..];
+        }
+    }
+    Ok(())
+}
+
+/// Bytes and tokens of a tag up to and with its `end`, which only counts outside brackets and strings.
+fn tag(text: &str, end: &str) -> (usize, usize) {
+    let bytes = text.as_bytes();
+    let (mut at, mut tokens, mut open) = (0, 0, 0_isize);
+    while at < bytes.len() {
+        if open == 0 && text.as_bytes()[at..].starts_with(end.as_bytes()) {
+            return (at + end.len(), tokens);
+        }
+        let byte = bytes[at];
+        let word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_' || *byte >= 0x80;
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\r' => {
+                at += 1;
+                continue;
+            }
+            b'\'' | b'"' => {
+                at += 1;
+                while at < bytes.len() && bytes[at] != byte {
+                    at += 1 + usize::from(bytes[at] == b'\\');
+                }
+                at += 1;
+            }
+            _ if word(&byte) => at += bytes[at..].iter().take_while(|byte| word(byte)).count(),
+            _ => {
+                open += match byte {
+                    b'(' | b'[' | b'{' => 1,
+                    b')' | b']' | b'}' => -1,
+                    _ => 0,
+                };
+                at += 1;
+            }
+        }
+        tokens += 1;
+    }
+    (bytes.len(), tokens)
 }
 
 /// Collects what a template writes, up to [`LONGEST`].
@@ -237,42 +354,95 @@ fn to_json(value: &Value, options: Kwargs) -> std::result::Result<Value, minijin
     let bad = |error| {
         minijinja::Error::new(ErrorKind::BadSerialization, "not a value of JSON").with_source(error)
     };
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let spaces = " ".repeat(indent.min(16));
-            let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, format))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
-    };
+    let mut out = Bounded(Vec::new());
+    let indent = indent.map(|indent| " ".repeat(indent.min(16)));
+    let pretty = indent.as_ref().map(|spaces| PrettyFormatter::with_indent(spaces.as_bytes()));
+    let format = Python { pretty, depth: 0 };
+    let written = value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, format));
     written.map_err(bad)?;
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
+    Ok(Value::from_safe_string(String::from_utf8_lossy(&out.0).into_owned()))
 }
 
-/// A space after each comma and each colon.
-struct Spaced;
+/// A space after each comma and each colon, or each element on a line of its own; not endlessly nested.
+struct Python<'a> {
+    pretty: Option<PrettyFormatter<'a>>,
+    depth: usize,
+}
 
-impl serde_json::ser::Formatter for Spaced {
+impl Python<'_> {
+    fn enter(&mut self) -> std::io::Result<()> {
+        self.depth += 1;
+        if self.depth > DEEPEST {
+            return Err(std::io::Error::other("nested without end"));
+        }
+        Ok(())
+    }
+}
+
+type Written = std::io::Result<()>;
+
+impl Formatter for Python<'_> {
+    fn begin_array<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.enter()?;
+        match &mut self.pretty {
+            Some(pretty) => pretty.begin_array(out),
+            None => out.write_all(b"["),
+        }
+    }
+    fn end_array<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.depth -= 1;
+        match &mut self.pretty {
+            Some(pretty) => pretty.end_array(out),
+            None => out.write_all(b"]"),
+        }
+    }
     fn begin_array_value<W: ?Sized + std::io::Write>(
         &mut self,
         out: &mut W,
         first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
+    ) -> Written {
+        match &mut self.pretty {
+            Some(pretty) => pretty.begin_array_value(out, first),
+            None if first => Ok(()),
+            None => out.write_all(b", "),
+        }
+    }
+    fn end_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.pretty.as_mut().map_or(Ok(()), |pretty| pretty.end_array_value(out))
+    }
+    fn begin_object<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.enter()?;
+        match &mut self.pretty {
+            Some(pretty) => pretty.begin_object(out),
+            None => out.write_all(b"{"),
+        }
+    }
+    fn end_object<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.depth -= 1;
+        match &mut self.pretty {
+            Some(pretty) => pretty.end_object(out),
+            None => out.write_all(b"}"),
+        }
     }
     fn begin_object_key<W: ?Sized + std::io::Write>(
         &mut self,
         out: &mut W,
         first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
+    ) -> Written {
+        match &mut self.pretty {
+            Some(pretty) => pretty.begin_object_key(out, first),
+            None if first => Ok(()),
+            None => out.write_all(b", "),
+        }
     }
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-    ) -> std::io::Result<()> {
-        out.write_all(b": ")
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        match &mut self.pretty {
+            Some(pretty) => pretty.begin_object_value(out),
+            None => out.write_all(b": "),
+        }
+    }
+    fn end_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> Written {
+        self.pretty.as_mut().map_or(Ok(()), |pretty| pretty.end_object_value(out))
     }
 }
 
@@ -391,9 +561,77 @@ mod tests {
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
             "{% for i in range(10000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}",
             "{% set x = 'x' * 1000000 %}{% for i in range(1000) %}{{ x }}{% endfor %}",
+            "{% for m in [1] recursive %}{{ loop([1]) }}{% endfor %}",
         ] {
             let outcome = render(source, "[]");
             assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{source}: {outcome:?}");
+        }
+    }
+
+    /// What a template holds costs as much as the steps that fill it: nothing here gets to a gigabyte.
+    #[test]
+    fn a_template_that_grows_without_end_is_stopped() {
+        let grows = |grow: &str| {
+            format!(
+                "{{% set n = namespace(s='xxxxxxxx', l=[1, 2]) %}}\
+                 {{% for i in range(60) %}}{{% set {grow} %}}{{% endfor %}}"
+            )
+        };
+        for grow in [
+            "n.s = n.s ~ n.s",
+            "n.s = n.s + n.s",
+            "n.s = n.s * 4",
+            "n.s = n.s | replace('x', 'xxxx')",
+            "n.s = n.s.replace('x', 'xxxx')",
+            "n.s = [n.s, n.s, n.s] | join('-')",
+            "n.s = n.s | indent(100000000)",
+            "n.s = n.s.split('') | join('xx')",
+            "n.l = n.l * 4",
+        ] {
+            let outcome = render(&grows(grow), "[]");
+            assert!(outcome.is_err(), "{grow}: {} bytes", outcome.unwrap_or_default().len());
+        }
+    }
+
+    #[test]
+    fn what_is_nested_without_end_is_refused() {
+        let nested = |open: &str, close: &str| open.repeat(50_000) + "1" + &close.repeat(50_000);
+        for source in [
+            format!("{{{{ {} }}}}", nested("(", ")")),
+            format!("{{{{ {} }}}}", nested("[", "]")),
+            format!("{{{{ {} }}}}", nested("not ", "")),
+            format!("{{{{ {} }}}}", nested("-", "")),
+            format!("{{{{ {} }}}}", nested("", "+1")),
+            format!("{{{{ {} }}}}", nested("", "~ 'x'")),
+            format!("{{{{ {} }}}}", nested("", "|string")),
+            format!("{{{{ {} }}}}", nested("", ".a")),
+            format!("{{{{ {} }}}}", nested("", "[0]")),
+            format!("{{{{ {} }}}}", nested("", " if true else 1")),
+            format!("{{% raw %}}{{{{ '{{% endraw %}}{{{{ {} }}}}", nested("", "+1")),
+            format!("{{# {{{{ ' #}}{{{{ {{}}, '}}}}', {} }}}}", nested("", "+1")),
+            nested("{% if true %}", "{% endif %}"),
+            nested("{% for x in [1] %}", "{% endfor %}"),
+            format!("{{% if true %}}{}{{% endif %}}", nested("{% elif true %}", "")),
+        ] {
+            let outcome = render(&source, "[]");
+            let start: String = source.chars().take(20).collect();
+            assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{start}");
+        }
+        // As long as one may be.
+        let long = format!("{{{{ 1{} }}}}", "+1".repeat(LONGEST_TAG / 2 - 1));
+        assert_eq!(render(&long, "[]").as_deref(), Ok("250"));
+        let nots = format!("{{{{ {}1 }}}}", "not ".repeat(LONGEST_TAG - 1));
+        assert_eq!(render(&nots, "[]").as_deref(), Ok("False"));
+        // What a template nests as it runs ends with its steps, and goes as it came.
+        let list = "{% set n = namespace(l=[]) %}{% for i in range(10000) %}{% set n.l = [n.l] %}{% endfor %}";
+        assert_eq!(render(list, "[]").as_deref(), Ok(""));
+        assert_eq!(
+            render(&format!("{list}{{{{ n.l }}}}"), "[]").map(|text| text.len()),
+            Ok(20_002)
+        );
+        assert!(render(&format!("{list}{{{{ n.l | tojson }}}}"), "[]").is_err());
+        for messages in [nested("[", "]"), nested(r#"[{"a":"#, "}]")] {
+            assert!(render("{{ messages }}", &messages).is_err());
         }
     }
 }
