@@ -87,8 +87,8 @@ impl Model {
     pub fn from_nybl(runtime: Arc<Runtime>, packed: &Nybl) -> Result<Arc<Self>> {
         let config = Config::read(packed.metadata())?;
         let weights = Weights::from_nybl(packed, &config, runtime.pool())?;
-        let (name, metadata) = (packed.name().to_owned(), packed.metadata().clone());
-        Self::of(runtime, name, "nybl".into(), metadata, config, weights)
+        let name = packed.name().to_owned();
+        Self::of(runtime, name, "nybl".into(), packed.metadata(), config, weights)
     }
 
     /// Packs the weights of a checkpoint into memory.
@@ -99,24 +99,28 @@ impl Model {
         let config = Config::read(&checkpoint.metadata)?;
         let weights = Weights::from_checkpoint(&checkpoint, &config, runtime.pool())?;
         let Checkpoint { name, format, metadata, .. } = checkpoint;
-        Self::of(runtime, name, format, metadata, config, weights)
+        Self::of(runtime, name, format, &metadata, config, weights)
     }
 
     fn of(
         runtime: Arc<Runtime>,
         file: String,
         format: String,
-        metadata: Metadata,
+        metadata: &Metadata,
         config: Config,
         weights: Weights,
     ) -> Result<Arc<Self>> {
         let model = Arc::new(Self {
             #[cfg(feature = "text")]
-            tokenizer: vocabulary::tokenizer(&metadata, weights.vocab())?,
+            tokenizer: vocabulary::tokenizer(metadata, weights.vocab())?,
             runtime,
             file,
             format,
-            metadata: without_vocabulary(metadata),
+            // Without the large parts of a vocabulary, which the tokenizer holds.
+            #[cfg(feature = "text")]
+            metadata: metadata.only(|key| !vocabulary::is_large(key)),
+            #[cfg(not(feature = "text"))]
+            metadata: metadata.clone(),
             config,
             weights,
             caches: Caches::default(),
@@ -318,13 +322,4 @@ impl Model {
         let (owned, all): (usize, usize) = (owned.sum(), all.sum());
         (owned, all - owned)
     }
-}
-
-/// The vocabulary is megabytes of strings, which the tokenizer holds already.
-fn without_vocabulary(mut metadata: Metadata) -> Metadata {
-    for key in ["tokens", "scores", "token_type", "merges"] {
-        metadata.remove_prefix(&format!("tokenizer.ggml.{key}"));
-    }
-    metadata.remove_prefix("tokenizer.huggingface.json");
-    metadata
 }

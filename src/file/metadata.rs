@@ -138,9 +138,22 @@ impl Metadata {
         self.values.insert(key.into(), value);
     }
 
+    /// Takes a value out.
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.values.remove(key)
+    }
+
     /// Removes all keys that start with `prefix`.
     pub fn remove_prefix(&mut self, prefix: &str) {
         self.values.retain(|key, _| !key.starts_with(prefix));
+    }
+
+    /// Those pairs whose keys `keep` wants.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let kept = self.values.iter().filter(|(key, _)| keep(key));
+        let values = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Self { file: self.file.clone(), values }
     }
 
     /// An error about `key` of this file.

@@ -20,7 +20,10 @@ use xxhash_rust::xxh64::{Xxh64, xxh64};
 pub(super) const MAGIC: [u8; 8] = *b"\x89NYBL\r\n\x1a";
 
 /// The version this build writes and the newest it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The oldest version it reads.
+const OLDEST: u32 = 1;
 
 /// Reads as another number on a machine of the other byte order.
 pub(super) const ENDIAN: u32 = 0x0102_0304;
@@ -180,9 +183,9 @@ impl Nybl {
             return Err(reader.error("magic", "is not that of a packed nybl file"));
         }
         let version = reader.u32("version")?;
-        if version != VERSION {
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(Error::Unsupported(format!(
-                "{}: format version {version}; this build reads version {VERSION}: convert the model again",
+                "{}: format version {version}; this build reads versions {OLDEST} to {VERSION}: convert the model again",
                 source.name()
             )));
         }

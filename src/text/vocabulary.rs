@@ -1,14 +1,17 @@
 //! The tokenizer of a model file, from whichever keys the file has.
 //!
-//! GGUF holds a vocabulary; a packed file holds the finished tokenizer as JSON, with the ids that the
-//! JSON does not name beside it.
+//! GGUF holds a vocabulary; a packed file holds the finished tokenizer as JSON, with its tokens and merges and
+//! the ids that the JSON does not name beside it. Files of version 1 have tokens and merges in the JSON, as
+//! folders of Hugging Face do.
 #![forbid(unsafe_code)]
 
-use super::tokenizer::{Tokenizer, Vocab};
+use super::tokenizer::{Split, Tokenizer, Vocab};
 use crate::error::Result;
 use crate::file::metadata::{Metadata, Value};
 
 const JSON: &str = "tokenizer.huggingface.json";
+const TOKENS: &str = "tokenizer.nybl.tokens";
+const MERGES: &str = "tokenizer.nybl.merges";
 const BOS: &str = "tokenizer.nybl.bos_id";
 const EOS: &str = "tokenizer.nybl.eos_ids";
 const ADD_BOS: &str = "tokenizer.nybl.add_bos";
@@ -22,7 +25,19 @@ pub fn tokenizer(metadata: &Metadata, vocab: usize) -> Result<Option<Tokenizer>>
     let tokenizer = if let Some(json) = metadata.text(JSON)? {
         let bos = token(metadata, BOS)?;
         let add_bos = metadata.bool(ADD_BOS)?.unwrap_or(false);
-        Tokenizer::from_json(json.as_bytes(), bos, ids(metadata, EOS)?, add_bos)?
+        let eos = ids(metadata, EOS)?;
+        match (metadata.get(TOKENS), metadata.get(MERGES)) {
+            (None, None) => Tokenizer::from_json(json.as_bytes(), bos, eos, add_bos)?,
+            (Some(Value::Texts(tokens)), Some(Value::Integers(merges))) => {
+                let (tokens, merges) = (tokens.as_slice().into(), merges.as_slice().into());
+                let split = Split { rest: json.into(), tokens, merges };
+                Tokenizer::from_split(&split, bos, eos, add_bos)?
+            }
+            _ => {
+                let reason = "are not a list of texts and a list of integers";
+                return Err(metadata.error(&format!("{TOKENS} and {MERGES}"), reason));
+            }
+        }
     } else if let Some(model) = metadata.text("tokenizer.ggml.model")?.filter(|x| *x != "no_vocab")
     {
         Tokenizer::from_vocab(&read_vocab(metadata, model)?)?
@@ -43,7 +58,14 @@ pub fn tokenizer(metadata: &Metadata, vocab: usize) -> Result<Option<Tokenizer>>
 /// # Errors
 /// [`crate::Error::Internal`] when it cannot be written as JSON.
 pub fn store(tokenizer: &Tokenizer, metadata: &mut Metadata) -> Result<()> {
-    metadata.set(JSON, Value::Text(tokenizer.to_json()?));
+    match tokenizer.to_split()? {
+        Some(split) => {
+            metadata.set(JSON, Value::Text(split.rest.into_owned()));
+            metadata.set(TOKENS, Value::Texts(split.tokens.into_owned()));
+            metadata.set(MERGES, Value::Integers(split.merges.into_owned()));
+        }
+        None => metadata.set(JSON, Value::Text(tokenizer.to_json()?)),
+    }
     metadata.set(ADD_BOS, Value::Bool(tokenizer.add_bos()));
     let eos = tokenizer.eos().iter().map(|id| i64::from(*id)).collect();
     metadata.set(EOS, Value::Integers(eos));
@@ -51,6 +73,13 @@ pub fn store(tokenizer: &Tokenizer, metadata: &mut Metadata) -> Result<()> {
         metadata.set(BOS, Value::Unsigned(bos.into()));
     }
     Ok(())
+}
+
+/// Whether `key` is a large part of a vocabulary: megabytes that the tokenizer holds already.
+#[must_use]
+pub fn is_large(key: &str) -> bool {
+    let ggml = |key: &str| matches!(key, "tokens" | "scores" | "token_type" | "merges");
+    [JSON, TOKENS, MERGES].contains(&key) || key.strip_prefix("tokenizer.ggml.").is_some_and(ggml)
 }
 
 fn read_vocab(metadata: &Metadata, model: &str) -> Result<Vocab> {

@@ -3,7 +3,7 @@
 //! The large sections, tokens and merges, go straight into the tables that the model is built of: a tree of
 //! JSON values in between would cost more than everything else that opening a model does.
 
-use super::{Parts, corrupt};
+use super::{Parts, Split, corrupt};
 use crate::error::{self, Error};
 use serde::Deserialize;
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
@@ -151,6 +151,69 @@ pub(super) fn read(json: &[u8]) -> error::Result<(Parts, Vec<(u32, AddedToken)>)
         cut: section("pre_tokenizer", file.pre_tokenizer)?,
         decoder: section("decoder", file.decoder)?,
     };
+    Ok((parts, added))
+}
+
+/// Tokens by id and merges as pairs of ids, apart from the JSON of everything else: what a packed file
+/// holds. Nothing for ids that leave gaps, which only JSON can say.
+pub(super) fn split(json: &str) -> error::Result<Option<Split<'static>>> {
+    let wrong = |reason: serde_json::Error| corrupt("json", reason.to_string());
+    let mut file: Value = serde_json::from_str(json).map_err(wrong)?;
+    let mut large = |key: &str, empty: Value| std::mem::replace(&mut file["model"][key], empty);
+    let ids = large("vocab", Value::Object(Default::default()));
+    let merges = large("merges", Value::Array(Vec::new()));
+    let Tokens(ids) = serde_json::from_value(ids).map_err(wrong)?;
+    let merges: Vec<Merge> = serde_json::from_value(merges).map_err(wrong)?;
+    let mut tokens = vec![None; ids.len()];
+    for (name, id) in &ids {
+        if let Some(place) = tokens.get_mut(*id as usize) {
+            *place = Some(name.clone());
+        }
+    }
+    let tokens: Option<Vec<String>> = tokens.into_iter().collect();
+    let of = |name: &str| ids.get(name).map(|id| i64::from(*id));
+    let merges = merges.iter().flat_map(|Merge(left, right)| [of(left), of(right)]);
+    let merges: Option<Vec<i64>> = merges.collect();
+    let (Some(tokens), Some(merges)) = (tokens, merges) else { return Ok(None) };
+    let rest = serde_json::to_string(&file).map_err(wrong)?;
+    Ok(Some(Split { rest: rest.into(), tokens: tokens.into(), merges: merges.into() }))
+}
+
+/// The reverse of [`split`].
+pub(super) fn join(
+    rest: &[u8],
+    tokens: &[String],
+    merges: &[i64],
+) -> error::Result<(Parts, Vec<(u32, AddedToken)>)> {
+    let (mut parts, added) = read(rest)?;
+    if !parts.ids.is_empty() || !parts.merges.is_empty() {
+        return Err(corrupt("model", "has tokens in its JSON and beside it"));
+    }
+    parts.ids.reserve(tokens.len());
+    for (token, id) in tokens.iter().zip(0..) {
+        if parts.ids.insert(token.clone(), id).is_some() {
+            return Err(corrupt("tokens", format!("{token:?} is the name of two tokens")));
+        }
+    }
+    // A long token takes eight bytes of the file every time a merge names it: merges may not be
+    // longer in all than those of any real vocabulary.
+    let mut budget = (1 << 20) + 64 * tokens.iter().map(String::len).sum::<usize>();
+    let (pairs, odd) = merges.as_chunks::<2>();
+    if !odd.is_empty() {
+        return Err(corrupt("merges", "are not pairs of tokens"));
+    }
+    parts.merges.reserve_exact(pairs.len());
+    for (pair, rank) in pairs.iter().zip(0_usize..) {
+        let token = |id: i64| usize::try_from(id).ok().and_then(|id| tokens.get(id));
+        let (Some(left), Some(right)) = (token(pair[0]), token(pair[1])) else {
+            let reason = format!("merge {rank} is {pair:?} in a vocabulary of {}", tokens.len());
+            return Err(corrupt("merges", reason));
+        };
+        budget = budget
+            .checked_sub(left.len() + right.len())
+            .ok_or_else(|| corrupt("merges", format!("are too long, like merge {rank}")))?;
+        parts.merges.push((left.clone(), right.clone()));
+    }
     Ok((parts, added))
 }
 

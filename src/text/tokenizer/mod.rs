@@ -1,8 +1,9 @@
 //! Text to token ids and back.
 //!
 //! There is one implementation of tokenizing, the `tokenizers` crate, and one form to keep it in:
-//! that crate's JSON. A GGUF vocabulary is only strings with scores or merges, so it is turned into
-//! such a tokenizer once, and a packed file stores the JSON text of the result.
+//! that crate's JSON, with tokens and merges as arrays beside it ([`Split`]), because parsing them takes
+//! longer than all else that opening a model does. A GGUF vocabulary is only strings with scores or merges,
+//! so it is turned into such a tokenizer once, and a packed file stores the result.
 //!
 //! Three things do not come from that crate. A control token never comes out of plain text,
 //! whatever the vocabulary claims. Text that the vocabulary cannot represent is an error, not a
@@ -25,6 +26,7 @@ use pieces::{Decoding, Pieces};
 use vocab::{Kind, SPACE, byte_level, has_space_inside, kinds, names, sentencepiece};
 use words::Words;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -74,6 +76,17 @@ impl fmt::Debug for Tokenizer {
             .field("add_bos", &self.add_bos)
             .finish_non_exhaustive()
     }
+}
+
+/// A tokenizer whose large parts lie beside its JSON.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Split<'a> {
+    /// A `tokenizer.json` without tokens and merges.
+    pub rest: Cow<'a, str>,
+    /// The model's tokens by id.
+    pub tokens: Cow<'a, [String]>,
+    /// Pairs of ids that become one, best first: left, right, left, right.
+    pub merges: Cow<'a, [i64]>,
 }
 
 /// What a token stands for.
@@ -137,6 +150,20 @@ impl Tokenizer {
     /// [`Error::Corrupt`] with the section for anything else that is wrong.
     pub fn from_json(json: &[u8], bos: Option<u32>, eos: Vec<u32>, add_bos: bool) -> Result<Self> {
         let (parts, added) = json::read(json)?;
+        Self::assemble(parts, &added, bos, eos, add_bos)
+    }
+
+    /// Reads what [`Tokenizer::to_split`] wrote.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_json`].
+    pub fn from_split(
+        split: &Split<'_>,
+        bos: Option<u32>,
+        eos: Vec<u32>,
+        add_bos: bool,
+    ) -> Result<Self> {
+        let (parts, added) = json::join(split.rest.as_bytes(), &split.tokens, &split.merges)?;
         Self::assemble(parts, &added, bos, eos, add_bos)
     }
 
@@ -232,6 +259,15 @@ impl Tokenizer {
     /// [`Error::Internal`] if the JSON cannot be written.
     pub fn to_json(&self) -> Result<String> {
         guarded(Error::Internal, || Ok(serde_json::to_string(&self.inner)?))
+    }
+
+    /// The tokenizer in parts that are read quickly; nothing where its ids leave gaps, which only
+    /// [`Tokenizer::to_json`] can say.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::to_json`].
+    pub fn to_split(&self) -> Result<Option<Split<'static>>> {
+        json::split(&self.to_json()?)
     }
 
     /// The number of ids: one more than the highest.

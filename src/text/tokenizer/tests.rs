@@ -470,14 +470,49 @@ fn json_is_the_same_tokenizer_again() {
         let json = t.to_json().unwrap();
         let again =
             Tokenizer::from_json(json.as_bytes(), t.bos(), t.eos().into(), t.add_bos()).unwrap();
-        assert_eq!(again.to_json().unwrap(), json);
-        assert_eq!(format!("{again:?}"), format!("{t:?}"));
-        for special in [false, true] {
-            let ids = t.encode(text, special, special).unwrap();
-            assert_eq!(again.encode(text, special, special).unwrap(), ids);
-            assert_eq!(again.decode(&ids).unwrap(), t.decode(&ids).unwrap());
+        let split = t.to_split().unwrap().expect("ids without gaps");
+        assert_eq!(split.tokens.len(), v.tokens.len());
+        let joined = Tokenizer::from_split(&split, t.bos(), t.eos().into(), t.add_bos()).unwrap();
+        for again in [again, joined] {
+            assert_eq!(again.to_json().unwrap(), json);
+            assert_eq!(format!("{again:?}"), format!("{t:?}"));
+            for special in [false, true] {
+                let ids = t.encode(text, special, special).unwrap();
+                assert_eq!(again.encode(text, special, special).unwrap(), ids);
+                assert_eq!(again.decode(&ids).unwrap(), t.decode(&ids).unwrap());
+            }
         }
     }
+}
+
+#[test]
+fn split_parts_that_contradict_each_other_are_refused() {
+    let t = Tokenizer::from_vocab(&bpe("llama-bpe", &["a b", "ab a"])).unwrap();
+    let sound = t.to_split().unwrap().unwrap();
+    let refused = |change: &dyn Fn(&mut Split<'static>), word: &str| {
+        let mut split = sound.clone();
+        change(&mut split);
+        let error = Tokenizer::from_split(&split, None, vec![], false).unwrap_err().to_string();
+        assert!(error.starts_with("tokenizer: ") && error.contains(word), "{error}");
+    };
+    refused(&|split| split.merges.to_mut().push(1), "pairs");
+    refused(&|split| split.merges.to_mut().extend([0, 1 << 40]), "merge 2");
+    refused(&|split| split.merges.to_mut().extend([-1, 0]), "merge 2");
+    refused(&|split| split.tokens.to_mut()[1] = split.tokens[0].clone(), "two tokens");
+    refused(&|split| split.rest = t.to_json().unwrap().into(), "beside it");
+    refused(&|split| split.rest.to_mut().truncate(9), "json");
+    // A megabyte named thousands of times takes kilobytes of the file.
+    refused(
+        &|split| {
+            split.tokens.to_mut().push("x".repeat(1 << 20));
+            let last = split.tokens.len() as i64 - 1;
+            split.merges.to_mut().extend([last; 20_000]);
+        },
+        "too long",
+    );
+    let gaps = r#"{"model":{"type":"BPE","vocab":{"a":0,"b":5},"merges":[]},"decoder":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}}"#;
+    let t = Tokenizer::from_json(gaps.as_bytes(), None, vec![], false).unwrap();
+    assert_eq!(t.to_split().unwrap(), None);
 }
 
 #[test]
