@@ -63,12 +63,23 @@ fn bytes_in_groups_of_64() {
 
 #[test]
 fn four_bits_in_groups_of_32() {
-    check(&converted("q4", Recipe::FourBits { group: 32, zero_points: false }));
+    check(&converted("q4", Recipe::Bits { bits: 4, group: 32, zero_points: false }));
 }
 
 #[test]
 fn four_bits_with_zero_points_in_groups_of_128() {
-    check(&converted("q4z", Recipe::FourBits { group: 128, zero_points: true }));
+    check(&converted("q4z", Recipe::Bits { bits: 4, group: 128, zero_points: true }));
+}
+
+#[test]
+fn two_and_three_bits() {
+    check(&converted("q3", Recipe::Bits { bits: 3, group: 64, zero_points: false }));
+    check(&converted("q2z", Recipe::Bits { bits: 2, group: 32, zero_points: true }));
+    let runtime = runtime(1, None);
+    let recipe = Recipe::Bits { bits: 5, group: 32, zero_points: false };
+    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("exact-q5.nybl");
+    let outcome = convert(&runtime, &data("nursery.F16.gguf"), &to, &recipe.into(), |_, _| {});
+    assert!(outcome.unwrap_err().to_string().contains("5 bits"));
 }
 
 #[test]

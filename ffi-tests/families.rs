@@ -31,7 +31,8 @@ const CASES: [&str; 13] = [
 ];
 
 /// Cases that exist as GGUF as well.
-const IN_GGUF: [&str; 4] = ["llama3", "qwen3", "gemma3", "phi3-longrope"];
+const IN_GGUF: [&str; 7] =
+    ["llama3", "qwen2-yarn", "qwen3", "gemma2", "gemma3", "phi3-longrope", "smollm3"];
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -163,7 +164,7 @@ fn exact(case: &str) -> Result<(), Failed> {
     let features = Isa::FEATURES.iter().filter(|(_, feature)| have.has(*feature));
     let row_sets: Vec<_> =
         std::iter::once("scalar").chain(features.map(|(name, _)| *name)).collect();
-    let four = Recipe::FourBits { group: 32, zero_points: false };
+    let four = Recipe::Bits { bits: 4, group: 32, zero_points: false };
     for path in [folder(case), converted(case, "q4", four)] {
         let want = bits(&path, "scalar", 1, 72);
         for isa in &row_sets {

@@ -183,7 +183,7 @@ fn texts_come_back() -> Result<(), Failed> {
 fn embedded_model_is_fresh() -> Result<(), Failed> {
     let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nursery.nybl");
     let made = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nursery.nybl");
-    let recipe = nybl::engine::convert::Recipe::FourBits { group: 32, zero_points: false };
+    let recipe = nybl::engine::convert::Recipe::Bits { bits: 4, group: 32, zero_points: false };
     let from = data("nursery.F16.gguf");
     nybl::engine::convert::convert(
         &support::runtime(2, None),

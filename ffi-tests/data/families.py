@@ -60,6 +60,11 @@ CASES = {
 }  # fmt: skip
 # Lengths besides LENGTH: at the edge of the original context, where the short factors still hold.
 EXTRA_LENGTHS = {"phi3-longrope": [48]}
+# Cases that are written as GGUF as well, and its name for the architecture.
+IN_GGUF = {
+    "llama3": "llama", "qwen2-yarn": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3",
+    "phi3-longrope": "phi3", "smollm3": "smollm3",
+}  # fmt: skip
 
 
 def randomise(model, gemma):
@@ -107,11 +112,17 @@ def write_gguf(path, arch, model, c):
         w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         w.add_rope_scaling_factor(scaling["factor"])
     if arch == "gemma2":
+        w.add_attention_scale(c.query_pre_attn_scalar**-0.5)
         w.add_sliding_window(c.sliding_window)
         w.add_attn_logit_softcapping(c.attn_logit_softcapping)
         w.add_final_logit_softcapping(c.final_logit_softcapping)
-    if arch == "llama":
+    if scaling.get("rope_type") == "yarn":
+        w.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        w.add_rope_scaling_factor(scaling["factor"])
+        w.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+    if arch in ("llama", "smollm3"):
         w.add_rope_dimension_count(head)
+    if arch == "llama":
         w.add_vocab_size(c.vocab_size)
         # Two divisors of each wave are the same; the package has no function for them.
         from transformers.modeling_rope_utils import _compute_default_rope_parameters, _compute_llama3_parameters
@@ -127,9 +138,9 @@ def write_gguf(path, arch, model, c):
             w.add_tensor(f"rope_factors_{which}.weight", np.array(scaling[f"{which}_factor"], dtype=np.float32))
     for name, p in model.named_parameters():
         a = p.detach().numpy()
-        if arch == "llama" and "q_proj" in name:
+        if arch in ("llama", "smollm3") and "q_proj" in name:
             a = permuted(a, c.num_attention_heads)
-        if arch == "llama" and "k_proj" in name:
+        if arch in ("llama", "smollm3") and "k_proj" in name:
             a = permuted(a, c.num_key_value_heads)
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             a = a + 1
@@ -162,13 +173,13 @@ def main():
                 logits = model(torch.tensor([ids[:length]]), use_cache=False).logits[0]
             folder.mkdir(exist_ok=True)
             save_npy(folder / ("logits.npy" if length == LENGTH else f"logits-{length}.npy"), logits.numpy())
-        gguf_cases = {"llama3": "llama", "qwen3": "qwen3", "gemma3": "gemma3", "phi3-longrope": "phi3"}
-        if case in gguf_cases:
-            write_gguf(folder / "model.gguf", gguf_cases[case], model, config)
+        if case in IN_GGUF:
+            write_gguf(folder / "model.gguf", IN_GGUF[case], model, config)
         model.to(torch.bfloat16).save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
         print(case, f"std {logits.std():.2f}", f"top {logits.abs().max():.2f}",
               sum(f.stat().st_size for f in folder.iterdir()))
 
 
-main()
+if __name__ == "__main__":
+    main()

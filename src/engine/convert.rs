@@ -31,9 +31,11 @@ pub enum Recipe {
         /// Weights that share a scale.
         group: usize,
     },
-    /// Four bits in groups; embedding and output head become bytes in groups of 32, because every token
+    /// A few bits in groups; embedding and output head become bytes in groups of 32, because every token
     /// passes through single rows of them.
-    FourBits {
+    Bits {
+        /// 2, 3 or 4.
+        bits: u8,
         /// Weights that share a scale.
         group: usize,
         /// With a zero point for each group.
@@ -50,9 +52,22 @@ impl Recipe {
         let (format, group) = match self {
             Self::Keep => return tensor.layout(),
             Self::Bytes { group } => (Format::Q8, group),
-            Self::FourBits { .. } if is_table => (Format::Q8, 32),
-            Self::FourBits { group, zero_points: false } => (Format::Q4, group),
-            Self::FourBits { group, zero_points: true } => (Format::Q4Z, group),
+            Self::Bits { .. } if is_table => (Format::Q8, 32),
+            Self::Bits { bits, group, zero_points } => {
+                let format = match (bits, zero_points) {
+                    (2, false) => Format::Q2,
+                    (2, true) => Format::Q2Z,
+                    (3, false) => Format::Q3,
+                    (3, true) => Format::Q3Z,
+                    (4, false) => Format::Q4,
+                    (4, true) => Format::Q4Z,
+                    _ => {
+                        let what = format!("rounding to {bits} bits; there are 2, 3, 4 and 8");
+                        return Err(Error::InvalidArgument(what));
+                    }
+                };
+                (format, group)
+            }
         };
         Layout::new(format, group, tensor.n(), tensor.k())
     }

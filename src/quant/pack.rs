@@ -103,7 +103,8 @@ fn pack_codes(
             let codes = &codes[g * group..k.min((g + 1) * group)];
             let offset = offsets.get(row * groups + g).copied();
             let scale = scales[row * groups + g];
-            out.row(row, codes.iter().copied(), scale, offset.unwrap_or(0));
+            out.codes(row, 0, codes);
+            out.tables(row, scale, offset.unwrap_or(0));
         }
     }
 }
@@ -133,42 +134,76 @@ impl<'a> GroupPacker<'a> {
     }
 
     /// The codes of one row, as many as it has in this group, its scale, and its offset for the formats
-    /// that have one. Each row once: the bits of a code go on top of those of code zero.
+    /// that have one.
     pub(super) fn row(
         &mut self,
         row: usize,
-        codes: impl Iterator<Item = u8>,
+        mut codes: impl Iterator<Item = u8>,
         scale: f16,
         offset: u16,
     ) {
-        let field = row / 16;
-        for (i, code) in codes.enumerate() {
-            let (step, place) = (i / 4, row % 16 * 4 + i % 4);
-            match self.bits {
-                8 => self.lines[step * 128 + field * 64 + place] = code,
-                3 => {
-                    let at = step / 2 * 384 + step % 2 * 64 + place;
-                    let [p, q, r] = [at, at + 128, at + 256];
-                    match field {
-                        0 => self.lines[p] ^= code << 2,
-                        1 => self.lines[p] ^= code << 5,
-                        2 => self.lines[q] ^= code,
-                        3 => self.lines[q] ^= code << 3,
-                        4 => self.lines[r] ^= code << 1,
-                        5 => self.lines[r] ^= code << 4,
-                        6 => {
-                            self.lines[p] ^= code & 3;
-                            self.lines[r] ^= code >> 2;
-                        }
-                        _ => {
-                            self.lines[q] ^= code >> 1 << 6;
-                            self.lines[r] ^= code << 7;
-                        }
-                    }
-                }
-                bits => self.lines[step * 64 + place] ^= code << (bits * field),
+        let mut some = [0; 128];
+        for first in (0..).step_by(some.len()) {
+            let filled = some.iter_mut().zip(&mut codes).map(|(place, code)| *place = code).count();
+            self.codes(row, first, &some[..filled]);
+            if filled < some.len() {
+                break;
             }
         }
+        self.tables(row, scale, offset);
+    }
+
+    /// Some codes of one row, those from column `first` of the group on, a multiple of 8. Each once: the bits
+    /// of a code go on top of those of code zero.
+    pub(super) fn codes(&mut self, row: usize, first: usize, codes: &[u8]) {
+        let (field, place) = (row / 16, row % 16 * 4);
+        let quads = codes.chunks(4).zip(first / 4..);
+        match self.bits {
+            8 => {
+                for (codes, step) in quads {
+                    let at = step * 128 + field * 64 + place;
+                    self.lines[at..][..codes.len()].copy_from_slice(codes);
+                }
+            }
+            3 => {
+                for (codes, step) in quads {
+                    let at = step / 2 * 384 + step % 2 * 64 + place;
+                    for (at, code) in (at..).zip(codes) {
+                        self.three_bits(field, [at, at + 128, at + 256], *code);
+                    }
+                }
+            }
+            bits => {
+                let shift = bits * field;
+                for (codes, step) in quads {
+                    let line = &mut self.lines[step * 64 + place..][..codes.len()];
+                    line.iter_mut().zip(codes).for_each(|(byte, code)| *byte ^= code << shift);
+                }
+            }
+        }
+    }
+
+    fn three_bits(&mut self, field: usize, [p, q, r]: [usize; 3], code: u8) {
+        match field {
+            0 => self.lines[p] ^= code << 2,
+            1 => self.lines[p] ^= code << 5,
+            2 => self.lines[q] ^= code,
+            3 => self.lines[q] ^= code << 3,
+            4 => self.lines[r] ^= code << 1,
+            5 => self.lines[r] ^= code << 4,
+            6 => {
+                self.lines[p] ^= code & 3;
+                self.lines[r] ^= code >> 2;
+            }
+            _ => {
+                self.lines[q] ^= code >> 1 << 6;
+                self.lines[r] ^= code << 7;
+            }
+        }
+    }
+
+    /// The scale of one row, and its offset for the formats that have one.
+    pub(super) fn tables(&mut self, row: usize, scale: f16, offset: u16) {
         let mut put = |row: usize, word: u16| {
             if let Some(slot) = self.tables.get_mut(row * 2..row * 2 + 2) {
                 slot.copy_from_slice(&word.to_le_bytes());

@@ -39,7 +39,13 @@ pub fn pack_panel(layout: &Layout, rows: usize, x: &[f32], panel: &mut [u8]) -> 
                 let what = "a weight that is infinite, no number, or too large for an f16 scale";
                 return Err(Error::InvalidArgument(what.into()));
             }
-            out.row(row, weights.iter().map(|w| grid.code(*w)), grid.scale, grid.offset);
+            let mut codes = [0; 128];
+            for (weights, first) in weights.chunks(codes.len()).zip((0..).step_by(128)) {
+                let codes = &mut codes[..weights.len()];
+                codes.iter_mut().zip(weights).for_each(|(code, w)| *code = grid.code(*w));
+                out.codes(row, first, codes);
+            }
+            out.tables(row, grid.scale, grid.offset);
         }
     }
     Ok(())
@@ -103,10 +109,18 @@ impl Grid {
 
     /// The nearest code of a weight: a byte whatever its sign.
     fn code(&self, w: f32) -> u8 {
-        let quotient = ((w - self.least) * self.inverse).round_ties_even();
-        let code = (quotient + self.middle).clamp(self.codes[0], self.codes[1]);
+        // Beyond this no quotient has another code than here, and up to it `round` works.
+        let quotient = ((w - self.least) * self.inverse).clamp(-1024.0, 1024.0);
+        let code = (round(quotient) + self.middle).clamp(self.codes[0], self.codes[1]);
         (code as i32) as u8
     }
+}
+
+/// Rounds to the nearest integer, ties to even, what is below 2^22: next to the added number floats are
+/// integers. Where a CPU's baseline has no such instruction, the function of the standard library is a call.
+fn round(x: f32) -> f32 {
+    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+    x + INTEGERS - INTEGERS
 }
 
 #[cfg(test)]
@@ -170,6 +184,15 @@ mod tests {
                     assert_eq!(out, row, "{} g{group}", format.name());
                 }
                 row = trained;
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_is_that_of_the_standard_library() {
+        for step in -8192..=8192 {
+            for x in [step as f32 * 0.125, step as f32 * 0.125 + 1e-4] {
+                assert_eq!(round(x), x.round_ties_even(), "{x}");
             }
         }
     }

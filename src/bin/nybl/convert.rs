@@ -16,13 +16,13 @@ pub(crate) struct Args {
     from: PathBuf,
     /// The file to write.
     to: PathBuf,
-    /// Round float matrices to 4 or 8 bits [default: keep the source's weights as they are].
-    #[arg(long, value_parser = ["4", "8"])]
+    /// Round float matrices to 2, 3, 4 or 8 bits [default: keep the source's weights as they are].
+    #[arg(long, value_parser = ["2", "3", "4", "8"])]
     bits: Option<String>,
     /// Weights that share a scale: 32, 64 or 128.
     #[arg(long, default_value_t = 32, requires = "bits")]
     group: usize,
-    /// With an integer zero point for each group (4 bits only).
+    /// With an integer zero point for each group (not with 8 bits).
     #[arg(long, requires = "bits")]
     zero_points: bool,
     /// Several files `TO-0000x-of-0000y.nybl`, each with at most so many bytes of tensors: 500M, 2G.
@@ -35,14 +35,17 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
-    let recipe = match (args.bits.as_deref(), args.zero_points) {
-        (None, _) => Recipe::Keep,
-        (Some("4"), zero_points) => Recipe::FourBits { group: args.group, zero_points },
-        (_, false) => Recipe::Bytes { group: args.group },
-        (_, true) => {
-            let why = "--zero-points: only with --bits 4";
+    let (group, zero_points) = (args.group, args.zero_points);
+    let recipe = match args.bits.as_deref() {
+        None => Recipe::Keep,
+        Some("2") => Recipe::Bits { bits: 2, group, zero_points },
+        Some("3") => Recipe::Bits { bits: 3, group, zero_points },
+        Some("4") => Recipe::Bits { bits: 4, group, zero_points },
+        Some(_) if zero_points => {
+            let why = "--zero-points: not with --bits 8";
             return Err(nybl::Error::InvalidArgument(why.into()).into());
         }
+        Some(_) => Recipe::Bytes { group },
     };
     let runtime = Runtime::new(&RuntimeConfig { threads: args.threads, ..Default::default() })?;
     let bar = ProgressBar::new(0);
