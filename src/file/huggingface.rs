@@ -8,6 +8,7 @@ use super::checkpoint::{Checkpoint, part_name};
 use super::families::{Family, family, metadata};
 use super::metadata::{Metadata, Value};
 use super::safetensors::{self, Dtype, Stored};
+use super::sentencepiece;
 use super::source::Source;
 use super::tensor::{RowOrder, Tensor};
 use super::words::{Convention, Parts, Scheme, Words};
@@ -31,7 +32,8 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     for entry in std::fs::read_dir(path).map_err(|reason| io(&reason))? {
         let entry = entry.map_err(|reason| io(&reason))?;
         let Ok(file) = entry.file_name().into_string() else { continue };
-        let read = [".json", ".jinja", ".safetensors"].iter().any(|end| file.ends_with(end));
+        let read = [".json", ".jinja", ".safetensors", "tokenizer.model"];
+        let read = read.iter().any(|end| file.ends_with(end));
         let length = std::fs::metadata(entry.path()).map_err(|reason| io(&reason))?.len();
         if read && length > 0 {
             files.insert(file, Source::open(&entry.path())?);
@@ -219,7 +221,7 @@ fn scheme(
             }
         }
     };
-    let (convention, bits, group) = match method {
+    let (convention, bits, groups) = match method {
         "gptq" => {
             let format = said.text("checkpoint_format")?.unwrap_or("gptq");
             let (less_one, planar) = match format {
@@ -229,7 +231,7 @@ fn scheme(
                 other => return unsupported(format!("the checkpoint_format {other}")),
             };
             let convention = Convention::Gptq { less_one, planar };
-            (convention, vec![bits(&said, "bits")?], group(&said, "group_size")?)
+            (convention, vec![bits(&said, "bits")?], vec![group(&said, "group_size")?])
         }
         "awq" => {
             let key = |first: &'static str, second| {
@@ -238,15 +240,17 @@ fn scheme(
             let convention = match said.text("version")?.unwrap_or("gemm").to_lowercase().as_str() {
                 "gemm" => Convention::AwqGemm,
                 "gemv" => Convention::AwqGemv,
+                "gemv_fast" => Convention::AwqGemvFast,
                 other => {
-                    return unsupported(format!("the AWQ version {other}; read are gemm and gemv"));
+                    let known = "gemm, gemv and gemv_fast";
+                    return unsupported(format!("the AWQ version {other}; read are {known}"));
                 }
             };
             let bits = bits(&said, key("bits", "w_bit"))?;
             if bits != 4 {
                 return unsupported(format!("AWQ with {bits} bits; only 4 exist"));
             }
-            (convention, vec![bits], group(&said, key("group_size", "q_group_size"))?)
+            (convention, vec![bits], vec![group(&said, key("group_size", "q_group_size"))?])
         }
         "compressed-tensors" => {
             let format = said.text("format")?.unwrap_or("pack-quantized");
@@ -265,11 +269,7 @@ fn scheme(
                 all.push(bits(&weights, "num_bits")?);
                 sizes.push(group(&weights, "group_size")?);
             }
-            sizes.dedup();
-            let [size] = sizes[..] else {
-                return unsupported(format!("groups of {sizes:?} columns in one checkpoint"));
-            };
-            (Convention::PackQuantized, all, size)
+            (Convention::PackQuantized, all, sizes)
         }
         other => {
             return unsupported(format!(
@@ -277,7 +277,7 @@ fn scheme(
             ));
         }
     };
-    Ok(Some(Scheme { convention, bits, group }))
+    Ok(Some(Scheme { convention, bits, groups }))
 }
 
 /// The tokenizer as it is, with what other files say about it beside.
@@ -292,13 +292,20 @@ fn tokenizer(
         let wrong = |_| Error::corrupt(format!("{folder}/{name}"), "text", "is not UTF-8");
         String::from_utf8(source.bytes().to_vec()).map(Some).map_err(wrong)
     };
+    let options = Config::read(folder, files, "tokenizer_config.json")?;
     if let Some(json) = text("tokenizer.json")? {
         metadata.set("tokenizer.huggingface.json", Value::Text(json));
+    } else if let Some(model) = files.get("tokenizer.model") {
+        let file = format!("{folder}/tokenizer.model");
+        sentencepiece::read(&file, model.bytes(), metadata)?;
+        added_tokens(folder, files, options.as_ref(), metadata)?;
     }
-    let options = Config::read(folder, files, "tokenizer_config.json")?;
     let generation = Config::read(folder, files, "generation_config.json")?;
     if let Some(bos) = config.integer("bos_token_id")? {
         metadata.set("tokenizer.nybl.bos_id", Value::Unsigned(bos));
+        if metadata.get("tokenizer.ggml.model").is_some() {
+            metadata.set("tokenizer.ggml.bos_token_id", Value::Unsigned(bos));
+        }
     }
     // Generation ends at more tokens than training marked with.
     let ends = |config: &Config| match config.get("eos_token_id") {
@@ -312,12 +319,20 @@ fn tokenizer(
             eos.push(id);
         }
     }
+    if let (Some(_), Some(Ok(id))) =
+        (metadata.get("tokenizer.ggml.model"), eos.first().map(|id| u64::try_from(*id)))
+    {
+        metadata.set("tokenizer.ggml.eos_token_id", Value::Unsigned(id));
+    }
     if !eos.is_empty() {
         metadata.set("tokenizer.nybl.eos_ids", Value::Integers(eos));
     }
     if let Some(options) = &options {
         if let Some(add) = options.bool("add_bos_token")? {
             metadata.set("tokenizer.nybl.add_bos", Value::Bool(add));
+            if metadata.get("tokenizer.ggml.model").is_some() {
+                metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(add));
+            }
         }
         // One template, or several by name.
         let template = match options.get("chat_template") {
@@ -335,6 +350,71 @@ fn tokenizer(
     if let Some(template) = text("chat_template.jinja")? {
         metadata.set("tokenizer.chat_template", Value::Text(template));
     }
+    Ok(())
+}
+
+/// The tokens that a folder adds to a `tokenizer.model`: from `added_tokens_decoder` of
+/// `tokenizer_config.json`, or else from `added_tokens.json`.
+fn added_tokens(
+    folder: &str,
+    files: &BTreeMap<String, Source>,
+    options: Option<&Config>,
+    metadata: &mut Metadata,
+) -> Result<()> {
+    let mut added: BTreeMap<u64, (String, bool)> = BTreeMap::new();
+    let wrong = |file: &str, key: &str| {
+        Error::corrupt(format!("{folder}/{file}"), key, "is not a token with its id")
+    };
+    if let Some(list) =
+        options.map(|options| options.object("added_tokens_decoder")).transpose()?.flatten()
+    {
+        for (id, token) in list.entries() {
+            let text = token.get("content").and_then(Json::as_str);
+            let special = token.get("special").and_then(Json::as_bool).unwrap_or(false);
+            let (Ok(id), Some(text)) = (id.parse(), text) else {
+                return Err(wrong("tokenizer_config.json", id));
+            };
+            added.insert(id, (text.into(), special));
+        }
+    } else if let Some(list) = Config::read(folder, files, "added_tokens.json")? {
+        for (text, id) in list.entries() {
+            let id = id.as_u64().ok_or_else(|| wrong("added_tokens.json", text))?;
+            added.insert(id, (text.clone(), true));
+        }
+    }
+    let mut list = |key: &str| metadata.take(&format!("tokenizer.ggml.{key}"));
+    let (
+        Some(Value::Texts(mut tokens)),
+        Some(Value::Floats(mut scores)),
+        Some(Value::Integers(mut types)),
+    ) = (list("tokens"), list("scores"), list("token_type"))
+    else {
+        return Err(Error::Internal("a vocabulary without its lists".into()));
+    };
+    for (id, (text, special)) in added {
+        let kind = if special { 3 } else { 4 };
+        let known = usize::try_from(id).ok().and_then(|id| tokens.get(id));
+        match known {
+            // Also in the model, which says what it is.
+            Some(known) if *known == text => {}
+            Some(known) => {
+                let reason = format!("is {text:?}, and {known:?} in tokenizer.model");
+                return Err(Error::corrupt(folder, format!("token {id}"), reason));
+            }
+            None if id == tokens.len() as u64 => {
+                tokens.push(text);
+                scores.push(0.0);
+                types.push(kind);
+            }
+            None => {
+                let reason = format!("comes after a gap: there are {} before it", tokens.len());
+                return Err(Error::corrupt(folder, format!("token {id}"), reason));
+            }
+        }
+    }
+    metadata.set("tokenizer.ggml.tokens", Value::Texts(tokens));
+    metadata.set("tokenizer.ggml.scores", Value::Floats(scores));
+    metadata.set("tokenizer.ggml.token_type", Value::Integers(types));
     Ok(())
 }
 

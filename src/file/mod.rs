@@ -14,6 +14,8 @@ pub mod nybl;
 pub mod reader;
 #[cfg(feature = "huggingface")]
 pub mod safetensors;
+#[cfg(feature = "huggingface")]
+mod sentencepiece;
 pub mod source;
 pub mod tensor;
 mod unfuse;

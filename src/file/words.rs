@@ -28,6 +28,8 @@ pub(super) enum Fields {
     Planar,
     /// Four bits, eight codes a word in the order 0, 2, 4, 6, 1, 3, 5, 7.
     Interleaved,
+    /// Four bits, four lines together: of every 64 codes of each 8 words, one line after the other.
+    Fourfold,
 }
 
 /// Some bits of a code: word of the period, shift there, bits, place in the code.
@@ -50,6 +52,8 @@ struct Grid {
     /// Words from one word of a line to the next, and from one line to the next.
     stride: usize,
     pitch: usize,
+    /// Lines that lie together, and how many words the next one of them begins later.
+    together: (usize, usize),
 }
 
 impl Grid {
@@ -68,17 +72,32 @@ impl Grid {
                 stored.shape
             )));
         };
-        if !matches!(stored.dtype, Dtype::I32 | Dtype::U32) {
-            return Err(wrong(format!("has the type {:?} where I32 was expected", stored.dtype)));
+        let fourfold = fields == Fields::Fourfold;
+        let typed = if fourfold {
+            stored.dtype == Dtype::I16
+        } else {
+            matches!(stored.dtype, Dtype::I32 | Dtype::U32)
+        };
+        if !typed {
+            let want = if fourfold { "I16" } else { "I32" };
+            return Err(wrong(format!(
+                "has the type {:?} where {want} was expected",
+                stored.dtype
+            )));
         }
         let (pieces, words) = pieces(fields, bits);
-        let (have, have_lines) = if along == 0 { (rows, columns) } else { (columns, rows) };
+        let (have, have_lines) = match along {
+            _ if fourfold => (columns, rows * 4),
+            0 => (rows, columns),
+            _ => (columns, rows),
+        };
         let bits = bits as usize;
         let need = match fields {
             Fields::Dense => (length * bits).div_ceil(32),
             Fields::Padded => length.div_ceil(32 / bits),
             Fields::Planar => length.div_ceil(32) * bits,
             Fields::Interleaved => length.div_ceil(8),
+            Fields::Fourfold => length.next_multiple_of(64),
         };
         if have < need || have_lines < lines {
             let shape = &stored.shape;
@@ -86,12 +105,18 @@ impl Grid {
                 "has the shape {shape:?}, too small for {lines} lines of {length}"
             )));
         }
-        let (stride, pitch) = if along == 0 { (columns, 1) } else { (1, columns) };
-        Ok(Self { stored, pieces, words, stride, pitch })
+        let (stride, pitch, together) = match along {
+            _ if fourfold => (1, columns / 2, (4, 8)),
+            0 => (columns, 1, (1, 0)),
+            _ => (1, columns, (1, 0)),
+        };
+        Ok(Self { stored, pieces, words, stride, pitch, together })
     }
 
     fn word(&self, line: usize, index: usize) -> u32 {
-        let at = (line * self.pitch + index * self.stride) * 4;
+        let (lines, later) = self.together;
+        let start = line / lines * self.pitch + line % lines * later;
+        let at = (start + index * self.stride) * 4;
         let bytes = self.stored.bytes();
         u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
     }
@@ -161,6 +186,16 @@ fn pieces(fields: Fields, bits: u32) -> (Vec<[Piece; 3]>, usize) {
                 |place: u32| [Piece { word: 0, shift: place * 4, mask: 15, at: 0 }, none, none];
             (place.map(piece).to_vec(), 1)
         }
+        Fields::Fourfold => {
+            // Of 32 codes, those of column pair g of each of four runs of eight lie together, even ones first.
+            let piece = |index: u32| {
+                let (run, pair, odd) = (index % 32 / 8, index % 8 / 2, index % 2);
+                let at = index / 32 * 32 + pair * 8 + odd * 4 + run;
+                let first = Piece { word: (at / 8) as usize, shift: at % 8 * 4, mask: 15, at: 0 };
+                [first, none, none]
+            };
+            ((0..64).map(piece).collect(), 32)
+        }
         Fields::Planar => {
             let piece = |index: u32| {
                 let (mut out, mut count, mut word, mut at) = ([none; 3], 0, 0, 0);
@@ -202,8 +237,9 @@ pub(super) struct Scheme {
     pub(super) convention: Convention,
     /// Bits of a code: several where modules differ, of which the shapes say which.
     pub(super) bits: Vec<u32>,
-    /// Columns that share a scale; 0 for a whole row.
-    pub(super) group: usize,
+    /// Columns that share a scale, 0 for a whole row: several where modules differ, of which the number of
+    /// scales says which.
+    pub(super) groups: Vec<usize>,
 }
 
 /// How codes and zero points are stored.
@@ -220,6 +256,8 @@ pub(super) enum Convention {
     AwqGemm,
     /// AutoAWQ's GEMV.
     AwqGemv,
+    /// AutoAWQ's GEMVFast, which has a scaled zero point, a float, for each group.
+    AwqGemvFast,
     /// compressed-tensors, pack-quantized.
     PackQuantized,
 }
@@ -233,6 +271,8 @@ pub(super) struct Words {
     zeros: Option<(Grid, bool)>,
     /// What is added to a stored zero point, within its bits.
     plus: u8,
+    /// What is added to a code times its scale, in place of zero points.
+    minima: Option<Scales>,
     scales: Scales,
     bits: u32,
     n: usize,
@@ -329,7 +369,9 @@ impl Words {
         if let Some(order) = order.as_ref().filter(|order| order.len() != k) {
             return Err(wrong(format!("has a g_idx of {} columns for {k}", order.len())));
         }
-        let group = if scheme.group == 0 || scheme.group > k { k } else { scheme.group };
+        let convention = scheme.convention;
+        let by_rows = matches!(convention, Convention::AwqGemv | Convention::PackQuantized);
+        let group = scheme.group(k, &scales, by_rows)?;
         let groups = k.div_ceil(group);
         let packed_group =
             [128, 64, 32, 16].into_iter().find(|size| group.is_multiple_of(*size) || group == k);
@@ -338,22 +380,25 @@ impl Words {
         })?;
         let order = order.map(|of| sorted(&of, group)).transpose()?.flatten();
 
-        let convention = scheme.convention;
         let gptq = matches!(convention, Convention::Gptq { .. });
-        let by_rows = matches!(convention, Convention::AwqGemv | Convention::PackQuantized);
         let (along, length, lines) = match convention {
             Convention::Gptq { .. } => (0, k, n),
             Convention::AwqGemm => (1, n, k),
-            Convention::AwqGemv | Convention::PackQuantized => (1, k, n),
+            Convention::AwqGemv | Convention::AwqGemvFast | Convention::PackQuantized => (1, k, n),
         };
         let codes = Grid::new(codes, fields, bits, along, length, lines)?;
+        let (zeros, minima) = match convention {
+            Convention::AwqGemvFast => (None, Some(parts.zeros.ok_or_else(|| missing("zeros"))?)),
+            _ => (parts.zeros, None),
+        };
+        let minima = minima.map(|stored| Scales::new(stored, by_rows, n, groups)).transpose()?;
         // A line of zero points is a row of the matrix for GEMV, else a group.
-        let zeros = parts.zeros.map(|stored| match convention {
+        let zeros = zeros.map(|stored| match convention {
             Convention::Gptq { .. } | Convention::AwqGemm => {
                 Ok((Grid::new(stored, fields, bits, 1, n, groups)?, false))
             }
             Convention::AwqGemv => Ok((Grid::new(stored, fields, bits, 1, groups, n)?, true)),
-            Convention::PackQuantized => {
+            Convention::PackQuantized | Convention::AwqGemvFast => {
                 Ok((Grid::new(stored, fields, bits, 0, n, groups)?, false))
             }
         });
@@ -361,9 +406,10 @@ impl Words {
         let plus = u8::from(matches!(convention, Convention::Gptq { less_one: true, .. }));
         let mut words = Self {
             codes,
-            by_rows: along == 0 || by_rows,
+            by_rows: along == 0 || fields == Fields::Fourfold || by_rows,
             zeros: zeros.transpose()?,
             plus,
+            minima,
             scales,
             bits,
             n,
@@ -394,16 +440,19 @@ impl Words {
         for row in 0..self.n {
             for group in 0..self.k.div_ceil(self.group) {
                 symmetric &= self.zero(row, group) == middle;
-                let scale = self.scales.get(row, group);
-                let half = f16::from_f32(scale);
-                if !half.is_finite() {
-                    return Err(wrong(format!("has the scale {scale}, which no f16 can hold")));
+                let minimum = self.minima.as_ref().map(|minima| minima.get(row, group));
+                for scale in std::iter::once(self.scales.get(row, group)).chain(minimum) {
+                    let half = f16::from_f32(scale);
+                    if !half.is_finite() {
+                        return Err(wrong(format!("has the scale {scale}, which no f16 can hold")));
+                    }
+                    exact &= half.to_f32() == scale;
                 }
-                exact &= half.to_f32() == scale;
             }
         }
         self.keeps = if exact { Keeps::Weights } else { Keeps::Codes };
         self.format = match (self.bits, symmetric) {
+            (4, _) if self.minima.is_some() => Format::Q4M,
             (4, true) => Format::Q4,
             (4, false) => Format::Q4Z,
             (3, true) => Format::Q3,
@@ -479,13 +528,16 @@ impl Words {
     pub(super) fn read(&self, row: usize, line: &mut Vec<u8>, out: &mut Blocks) {
         let start = out.codes.len();
         self.codes(row, line, &mut out.codes);
-        let offsets = self.format.offset() == Offset::Zero;
         for (index, codes) in out.codes[start..].chunks_mut(self.packed_group).enumerate() {
             let group = index * self.packed_group / self.group;
             let zero = self.zero(row, group);
             out.scales.push(f16::from_f32(self.scales.get(row, group)));
-            if offsets {
-                out.offsets.push(zero.into());
+            match (self.format.offset(), &self.minima) {
+                (Offset::Minimum, Some(minima)) => {
+                    out.offsets.push(f16::from_f32(minima.get(row, group)).to_bits());
+                }
+                (Offset::Zero, _) => out.offsets.push(zero.into()),
+                _ => {}
             }
             if self.format == Format::Q8 {
                 codes.iter_mut().for_each(|code| *code = code.wrapping_sub(zero));
@@ -498,13 +550,39 @@ impl Words {
         let mut codes = Vec::with_capacity(self.k);
         self.codes(row, line, &mut codes);
         for (group, codes) in codes.chunks(self.group).enumerate() {
-            let (scale, zero) = (self.scales.get(row, group), i16::from(self.zero(row, group)));
+            let scale = self.scales.get(row, group);
+            if let Some(minima) = &self.minima {
+                let minimum = minima.get(row, group);
+                out.extend(codes.iter().map(|code| scale.mul_add(f32::from(*code), minimum)));
+                continue;
+            }
+            let zero = i16::from(self.zero(row, group));
             out.extend(codes.iter().map(|code| scale * f32::from(i16::from(*code) - zero)));
         }
     }
 }
 
 impl Scheme {
+    /// Columns of a group of a matrix of `k` columns with these scales.
+    fn group(&self, k: usize, scales: &Stored, by_rows: bool) -> Result<usize> {
+        let stored = match scales.shape[..] {
+            [_, columns] if by_rows => columns,
+            [rows, _] => rows,
+            _ => 1,
+        };
+        let sizes = self.groups.iter().map(|size| if *size == 0 { k } else { (*size).min(k) });
+        let fits = |size: &usize| match self.convention {
+            // Padded, so that rows of scales begin where a GPU likes it.
+            Convention::AwqGemv | Convention::AwqGemvFast => k.div_ceil(*size) <= stored,
+            _ => k.div_ceil(*size) == stored,
+        };
+        let unexplained = || {
+            let sizes: Vec<_> = sizes.clone().collect();
+            wrong(format!("has {stored} groups of scales, and groups of {sizes:?} of {k} columns"))
+        };
+        sizes.clone().find(fits).ok_or_else(unexplained)
+    }
+
     /// Rows, columns, bits and the place of fields, from the shape of the words and whatever else says it.
     fn shape(
         &self,
@@ -541,6 +619,10 @@ impl Scheme {
             }
             Convention::AwqGemm => Ok((columns.saturating_mul(8), rows, 4, Fields::Interleaved)),
             Convention::AwqGemv => Ok((rows, columns.saturating_mul(8), 4, Fields::Dense)),
+            Convention::AwqGemvFast if columns.is_multiple_of(64) => {
+                Ok((rows.saturating_mul(4), columns, 4, Fields::Fourfold))
+            }
+            Convention::AwqGemvFast => Err(unknown()),
             Convention::PackQuantized => {
                 let shape = shape.map(integers).transpose()?;
                 let Some([n, k]) = shape.as_deref() else {
@@ -618,6 +700,9 @@ mod tests {
             }
             Fields::Interleaved => {
                 index / 8 * 32 + [0, 4, 1, 5, 2, 6, 3, 7][index % 8] * 4 + bit as usize
+            }
+            Fields::Fourfold => {
+                unreachable!("it is not one line: the package's own file covers it")
             }
             Fields::Planar => {
                 let block = index / 32 * 32 * bits as usize;
@@ -710,6 +795,7 @@ mod tests {
         let others = [
             ("awq.gemm", vec![4], Convention::AwqGemm, Format::Q4Z),
             ("awq.gemv", vec![4], Convention::AwqGemv, Format::Q4Z),
+            ("awq.gemv_fast", vec![4], Convention::AwqGemvFast, Format::Q4M),
             ("ct.4.asym", vec![4], ct, Format::Q4Z),
             ("ct.4.sym.act", vec![4], ct, Format::Q4),
             ("ct.3.asym", vec![4, 3], ct, Format::Q3Z),
@@ -726,7 +812,7 @@ mod tests {
                 groups: part("groups"),
                 shape: part("shape"),
             };
-            let words = Words::new(&Scheme { convention, bits, group: 32 }, parts).unwrap();
+            let words = Words::new(&Scheme { convention, bits, groups: vec![32] }, parts).unwrap();
             assert_eq!((words.shape(), words.packed()), ((32, 64), (format, 32)), "{case}");
             assert_eq!(words.order().is_some(), case.ends_with(".act"), "{case}");
             let want = floats(&part("reference").unwrap());
@@ -765,7 +851,7 @@ mod tests {
             shape: None,
         };
         let convention = Convention::Gptq { less_one: false, planar: false };
-        let scheme = Scheme { convention, bits: vec![4], group: 32 };
+        let scheme = Scheme { convention, bits: vec![4], groups: vec![32] };
         assert!(Words::new(&scheme, parts()).is_ok());
         let error =
             |parts: Parts, scheme: &Scheme| Words::new(scheme, parts).err().unwrap().to_string();
@@ -783,10 +869,19 @@ mod tests {
         assert!(no(|parts| parts.groups.as_mut().unwrap().range.end -= 4).contains("words"));
         let ct = Scheme { convention: Convention::AwqGemm, ..scheme.clone() };
         assert!(error(parts(), &ct).contains("g_idx of 64 columns for 8"));
-        let scheme = Scheme { group: 24, ..scheme.clone() };
-        assert!(error(parts(), &scheme).contains("multiple of 16"));
-        let scheme = Scheme { group: 16, ..scheme };
-        assert!(error(parts(), &scheme).contains("g_idx"));
+        // Sizes that make two groups of 64 columns, as there are scales, and some that do not.
+        for (sizes, word) in [
+            (vec![40], "multiple of 16"),
+            (vec![48], "g_idx"),
+            (vec![16], "2 groups of scales"),
+            (vec![0, 128], "2 groups of scales"),
+        ] {
+            let text = error(parts(), &Scheme { groups: sizes, ..scheme.clone() });
+            assert!(text.contains(word), "{text}");
+        }
+        // Modules may differ: the number of scales says which size is meant.
+        let mixed = Scheme { groups: vec![0, 16, 32], ..scheme };
+        assert_eq!(Words::new(&mixed, parts()).unwrap().group, 32);
     }
 
     fn fixtures() -> std::collections::BTreeMap<String, Stored> {
