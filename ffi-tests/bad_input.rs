@@ -8,13 +8,16 @@ use nybl::Error;
 use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::runtime::Runtime;
+use nybl::file::huggingface;
 use nybl::file::metadata::{Metadata, Value};
 use nybl::file::source::Source;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{data, runtime};
+use xxhash_rust::xxh64::xxh64;
 
 /// The system's allocator, counting what is live on this thread.
 struct Counting;
@@ -301,6 +304,120 @@ fn counts_beyond_the_file() {
     }
 }
 
+/// Changes `bytes` as damage and malice do: bits, extreme numbers, cuts and copies, mostly where the head is.
+fn mutate(bytes: &mut Vec<u8>, head: usize, random: &mut impl FnMut(usize) -> usize) {
+    for _ in 0..=random(8) {
+        let end = if random(8) == 0 { bytes.len() } else { head.min(bytes.len()) };
+        let at = random(end.max(1));
+        match random(8) {
+            0..3 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << random(8)),
+            3 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = random(256) as u8),
+            4 | 5 => {
+                let number: u64 = match random(8) {
+                    0 => 0,
+                    1 => u64::MAX,
+                    2 => 1 << 63,
+                    3 => 1 << random(64),
+                    4 => u64::from(u32::MAX),
+                    5 => (1 << 24) + 1,
+                    6 => u64::from(f32::NAN.to_bits()),
+                    _ => random(1 << 20) as u64,
+                };
+                let number = &number.to_le_bytes()[..[4, 8][random(2)]];
+                bytes.iter_mut().skip(at).zip(number).for_each(|(byte, new)| *byte = *new);
+            }
+            6 if random(4) == 0 => bytes.truncate(at),
+            6 => drop(bytes.drain(at..bytes.len().min(at + 1 + random(64)))),
+            _ => {
+                let copied =
+                    bytes[at.min(bytes.len())..bytes.len().min(at + 1 + random(64))].to_vec();
+                let to = random(end.max(1)).min(bytes.len());
+                bytes.splice(to..to, copied);
+            }
+        }
+    }
+}
+
+/// Puts right what every mutation of a packed file breaks, so that it is looked at all the same.
+fn repair(bytes: &mut [u8]) {
+    let length = bytes.len();
+    if length < 64 {
+        return;
+    }
+    bytes[16..24].copy_from_slice(&(length as u64).to_le_bytes());
+    let head = u64::from_le_bytes(bytes[24..32].try_into().unwrap()).clamp(64, length as u64);
+    bytes[24..32].copy_from_slice(&head.to_le_bytes());
+    let covered = [&bytes[..32], &bytes[40..head as usize]].concat();
+    bytes[32..40].copy_from_slice(&xxh64(&covered, 0).to_le_bytes());
+}
+
+/// `NYBL_MUTATIONS=10000` for as many files of each format, each in less than a second.
+#[test]
+fn mutated_files_open_or_are_refused_within_twice_their_size() {
+    let asked = std::env::var("NYBL_MUTATIONS").ok().and_then(|count| count.parse().ok());
+    let count: usize = asked.unwrap_or(300);
+    let mut state = 1_u64;
+    let mut random = move |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let family = |name: &str| std::fs::read(data("families").join(name)).unwrap();
+    let runtime = runtime(1, None);
+    for format in ["gguf", "nybl", "folder"] {
+        let (mut opened, mut slowest, mut largest) = (0, 0.0_f64, 0.0_f64);
+        for index in 0..count {
+            let mut files = match (format, index % 4) {
+                ("gguf", 0) => vec![("a.gguf", gguf(), 12_000)],
+                ("gguf", 1) => vec![("a.gguf", family("llama3/model.gguf"), 3_000)],
+                ("gguf", 2) => vec![("a.gguf", family("gemma3/model.gguf"), 6_000)],
+                ("gguf", _) => vec![("a.gguf", family("phi3-longrope/model.gguf"), 3_000)],
+                ("nybl", _) => vec![("a.nybl", nybl(), 24_000)],
+                (_, which) => {
+                    let name = ["qwen2", "gemma2", "phi3-longrope", "smollm3"][which];
+                    let config = family(&format!("{name}/config.json"));
+                    let weights = family(&format!("{name}/model.safetensors"));
+                    vec![("config.json", config, usize::MAX), ("model.safetensors", weights, 5_000)]
+                }
+            };
+            let changed = random(files.len());
+            let (_, bytes, head) = &mut files[changed];
+            mutate(bytes, *head, &mut random);
+            if format == "nybl" && index % 8 > 0 {
+                repair(bytes);
+            }
+            let size: usize = files.iter().map(|(_, bytes, _)| bytes.len()).sum();
+            let mut sources: BTreeMap<_, _> = files
+                .into_iter()
+                .map(|(name, bytes, _)| (name.to_owned(), Source::from_vec(name, bytes)))
+                .collect();
+            let before = LIVE.with(|live| live.load(Ordering::Relaxed));
+            PEAK.with(|peak| peak.store(before, Ordering::Relaxed));
+            let started = std::time::Instant::now();
+            let outcome = match sources.remove("a.gguf").or_else(|| sources.remove("a.nybl")) {
+                Some(source) => Model::open(Arc::clone(&runtime), source),
+                None => huggingface::from_files("folder", &sources).and_then(|checkpoint| {
+                    Model::from_checkpoint(Arc::clone(&runtime), checkpoint)
+                }),
+            };
+            slowest = slowest.max(started.elapsed().as_secs_f64());
+            let peak = PEAK.with(|peak| peak.load(Ordering::Relaxed)).saturating_sub(before);
+            largest = largest.max(peak as f64 / size.max(100_000) as f64);
+            assert!(peak <= 2 * size + 100_000, "{format} {index}: {peak} bytes for {size}");
+            match outcome {
+                Ok(_) => opened += 1,
+                Err(error) => assert!(error.to_string().contains(": "), "{error}"),
+            }
+        }
+        assert!(opened > 0 && opened < count, "{format}: {opened} of {count} opened");
+        // Only a run that was asked for says anything about time.
+        assert!(asked.is_none() || slowest < 1.0, "{format}: {slowest} s");
+        eprintln!(
+            "{format}: {count} files, {opened} opened, at most {slowest:.3} s and {largest:.2} times the size in memory"
+        );
+    }
+}
+
 #[test]
 fn a_failed_conversion_leaves_the_old_file() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("convert");
@@ -312,7 +429,7 @@ fn a_failed_conversion_leaves_the_old_file() {
     bytes[length - 16 * 1024..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&from, bytes).unwrap();
     std::fs::write(&to, "the old file").unwrap();
-    let recipe = Recipe::FourBits { group: 32, zero_points: false };
+    let recipe = Recipe::Bits { bits: 4, group: 32, zero_points: false };
     let error = convert(&runtime(1, None), &from, &to, &recipe.into(), |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("token_embd.weight"), "{error}");
     assert_eq!(std::fs::read_to_string(&to).unwrap(), "the old file");
