@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::Duration;
-use support::{data, runtime};
+use support::{data, runtime, templated};
 
 fn packed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nursery.nybl")
@@ -204,21 +204,9 @@ fn the_hosts_threads_give_the_same_tokens() {
     assert_eq!(generate(&mut session, 12), wanted());
 }
 
-/// The model with a chat template among its metadata. A pair whose length is a multiple of the alignment
-/// leaves everything behind it where it belongs.
 #[cfg(feature = "chat")]
 fn with_template(template: &str) -> Arc<Model> {
-    let gguf = std::fs::read(data("nursery.F16.gguf")).unwrap();
-    let key = "tokenizer.chat_template";
-    let length = |text: &str| (text.len() as u64).to_le_bytes();
-    let empty = 8 + key.len() + 4 + 8;
-    let padding = (32 - (empty + 4 + template.len()) % 32) % 32;
-    let template = format!("{{#{}#}}{template}", " ".repeat(padding));
-    let pair = [&length(key)[..], key.as_bytes(), &8_u32.to_le_bytes(), &length(&template)];
-    let pair = [&pair.concat(), template.as_bytes()].concat();
-    let count = u64::from_le_bytes(gguf[16..24].try_into().unwrap()) + 1;
-    let bytes = [&gguf[..16], &count.to_le_bytes(), &pair, &gguf[24..]].concat();
-    Model::open(runtime(2, None), Source::from_vec("templated", bytes)).unwrap()
+    Model::open(runtime(2, None), Source::from_vec("templated", templated(template))).unwrap()
 }
 
 #[cfg(feature = "chat")]

@@ -11,6 +11,7 @@
 //!
 //! # Pages
 //!
+//! - [`docs::guide`]: from a checkpoint to a phone
 //! - [`docs::kernels`]: the kernel table and how to add a row
 //! - [`docs::numerics`]: the contract behind the equal bits
 //! - [`docs::formats`]: packed matrices and the `.nybl` file
@@ -52,6 +53,8 @@ pub mod docs {
     pub mod arm {}
     #[doc = include_str!("docs/formats.md")]
     pub mod formats {}
+    #[doc = include_str!("docs/guide.md")]
+    pub mod guide {}
     #[doc = include_str!("docs/kernels.md")]
     pub mod kernels {}
     #[doc = include_str!("docs/numerics.md")]

@@ -25,6 +25,21 @@ pub(crate) fn open(path: &Path) -> Arc<Model> {
     Model::open_path(runtime(2, None), path).unwrap()
 }
 
+/// The bytes of a model file with a chat template among its metadata. A pair whose length is a multiple of the
+/// alignment leaves everything behind it where it belongs.
+pub(crate) fn templated(template: &str) -> Vec<u8> {
+    let gguf = std::fs::read(data("nursery.F16.gguf")).unwrap();
+    let key = "tokenizer.chat_template";
+    let length = |text: &str| (text.len() as u64).to_le_bytes();
+    let empty = 8 + key.len() + 4 + 8;
+    let padding = (32 - (empty + 4 + template.len()) % 32) % 32;
+    let template = format!("{{#{}#}}{template}", " ".repeat(padding));
+    let pair = [&length(key)[..], key.as_bytes(), &8_u32.to_le_bytes(), &length(&template)];
+    let pair = [&pair.concat(), template.as_bytes()].concat();
+    let count = u64::from_le_bytes(gguf[16..24].try_into().unwrap()) + 1;
+    [&gguf[..16], &count.to_le_bytes(), &pair, &gguf[24..]].concat()
+}
+
 /// Shape and values of an `.npy` file of little-endian f32 in C order.
 pub(crate) fn read_npy(path: &Path) -> (Vec<usize>, Vec<f32>) {
     let bytes = std::fs::read(path).unwrap();

@@ -167,6 +167,12 @@ impl Speculator {
         &tokens[..tokens.len() - self.unseen()]
     }
 
+    /// Tokens it can hold.
+    #[must_use]
+    pub fn context(&self) -> usize {
+        self.session.context()
+    }
+
     /// The session, holding what has been given out and nothing beyond: to fork, save or restore it.
     pub fn settled(&mut self) -> &mut Session {
         self.take_back();

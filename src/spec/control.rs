@@ -218,6 +218,8 @@ impl Controller {
         if !(each >= 0.0 && each.is_finite()) {
             return;
         }
+        // A draft is worth nothing when it takes as long as the target; longer means an interruption.
+        let each = self.costs.of(1).map_or(each, |plain| each.min(plain));
         self.draft = Some(self.draft.map_or(each, |old| blend(old, each)));
         self.metrics.draft_seconds = self.draft.unwrap_or_default();
     }

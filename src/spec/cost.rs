@@ -23,6 +23,9 @@ impl Costs {
         if !(seconds > 0.0 && seconds.is_finite()) {
             return;
         }
+        // Its rows could have gone one by one: a pass that took longer than that was interrupted.
+        let one_by_one = self.seconds[0].map(|one| rows as f64 * one).filter(|_| rows > 1);
+        let seconds = one_by_one.map_or(seconds, |most| seconds.min(most));
         let Some(old) = old else {
             self.seconds[rows - 1] = Some(seconds);
             return;
@@ -80,6 +83,18 @@ mod tests {
         }
         let ratio = costs.of(5).unwrap() / costs.of(1).unwrap();
         assert!((ratio - 1.5).abs() < 1e-9 && costs.of(1).unwrap() > 1.9);
+    }
+
+    #[test]
+    fn an_interrupted_pass_counts_as_its_rows_one_by_one_at_most() {
+        let mut costs = Costs::default();
+        costs.report(1, 1.0);
+        costs.report(2, 70.0);
+        assert_eq!(costs.of(2), Some(2.0));
+        for _ in 0..10 {
+            costs.report(2, 1.1);
+        }
+        assert!(costs.of(2).unwrap() / costs.of(1).unwrap() < 2.1);
     }
 
     #[test]

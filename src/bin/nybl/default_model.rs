@@ -1,4 +1,5 @@
-//! The model inside the program, so that a first run needs no file.
+//! The models inside the program, so that a first run needs no file: a target, and a smaller model that
+//! drafts for it.
 
 use nybl::file::source::Source;
 
@@ -6,9 +7,15 @@ use nybl::file::source::Source;
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
-static MODEL: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../models/nursery.nybl"));
+static TARGET: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../models/demo.nybl"));
+static DRAFT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../../models/demo-draft.nybl"));
 
-/// The embedded model.
-pub(crate) fn source() -> Source {
-    Source::from_static("embedded nursery.nybl", &MODEL.0)
+/// The model.
+pub(crate) fn target() -> Source {
+    Source::from_static("embedded demo.nybl", &TARGET.0)
+}
+
+/// What drafts for it.
+pub(crate) fn draft() -> Source {
+    Source::from_static("embedded demo-draft.nybl", &DRAFT.0)
 }

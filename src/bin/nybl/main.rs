@@ -2,13 +2,19 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chat;
 mod convert;
 mod default_model;
 mod inspect;
 mod logits;
+mod manual;
+mod options;
 mod perplexity;
+mod picture;
 mod plan;
+mod plot;
 mod quantize;
+mod rows;
 mod run;
 mod tokenize;
 
@@ -30,6 +36,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt, token by token, on standard output.
     Run(run::Args),
+    /// Talk with a model; the conversation keeps what it has computed.
+    Chat(chat::Args),
     /// Print what a model file holds.
     Inspect(inspect::Args),
     /// Tell what memory a model will take, and what would make it fit.
@@ -46,11 +54,18 @@ enum Command {
     Perplexity(perplexity::Args),
     /// Quantise a float model to 3 or 4 bits, with what its inputs are on a text.
     Quantize(quantize::Args),
+    /// Draw perplexity against bits.
+    Plot(plot::Args),
+    /// Print what a shell needs to complete these commands.
+    Completions(manual::Completions),
+    /// Print the manual page, or write one for each command.
+    Man(manual::Man),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Chat(args) => chat::chat(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Plan(args) => plan::plan(&args),
         Command::Convert(args) => convert::convert(&args),
@@ -59,6 +74,9 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&args),
         Command::Perplexity(args) => perplexity::perplexity(&args),
         Command::Quantize(args) => quantize::quantize(&args),
+        Command::Plot(args) => plot::plot(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
