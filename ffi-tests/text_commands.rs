@@ -1,4 +1,4 @@
-//! `nybl tokenize`, `nybl logits` and `nybl bench`, as a user calls them.
+//! `nybl tokenize`, `logits`, `bench`, `convert`, `completions` and `man`, as a user calls them.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -177,4 +177,48 @@ fn a_benchmark_says_what_it_measured() {
     let reason = fails(&["bench", "-m", &model, "--decode", "1", "--depth", "100000"], b"");
     assert!(reason.contains("context"), "{reason}");
     assert_eq!(nybl(&["bench", "-m", &model], b"").status.code(), Some(2));
+}
+
+#[test]
+fn figures_are_drawn() {
+    let svg = temporary("figures.svg");
+    let args = ["bench", "--cost", "2", "--speculate", "8", "--runs", "1", "--svg", text_of(&svg)];
+    succeeds(&args, b"");
+    let picture = std::fs::read_to_string(&svg).unwrap();
+    std::fs::remove_file(&svg).unwrap();
+    for text in ["A pass over M tokens", "tokens M", "Drafts: ", "place of the draft"] {
+        assert!(picture.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn a_conversion_tells_what_became_of_the_matrices() {
+    let (model, out) = (data("nursery.F16.gguf"), temporary("told.nybl"));
+    let args = ["convert", text_of(&model), text_of(&out), "--bits", "4", "--json"];
+    let told: Value = serde_json::from_str(&succeeds(&args, b"")).unwrap();
+    assert_eq!(told["files"][0]["bytes"], std::fs::metadata(&out).unwrap().len());
+    let matrices = told["matrices"].as_array().unwrap();
+    let rounded = matrices.iter().find(|line| line["to"] == "q4 g32").unwrap();
+    assert_eq!((&rounded["matrices"], &rounded["exact"]), (&28.into(), &false.into()));
+    std::fs::remove_file(&out).unwrap();
+}
+
+#[test]
+fn what_a_package_installs_names_every_command() {
+    let commands = ["run", "chat", "plan", "convert", "quantize", "bench", "perplexity"];
+    for shell in ["bash", "zsh", "fish"] {
+        let script = succeeds(&["completions", shell], b"");
+        assert!(commands.iter().all(|command| script.contains(command)), "{shell}");
+    }
+    let page = succeeds(&["man"], b"");
+    assert!(
+        page.contains(".TH nybl 1") && commands.iter().all(|name| page.contains(name)),
+        "{page}"
+    );
+    let folder = temporary("man1");
+    std::fs::create_dir_all(&folder).unwrap();
+    succeeds(&["man", "--dir", text_of(&folder)], b"");
+    assert!(commands.iter().all(|name| folder.join(format!("nybl-{name}.1")).exists()));
+    let reason = fails(&["man", "--dir", "/no/such/folder"], b"");
+    assert!(reason.contains("/no/such/folder"), "{reason}");
 }

@@ -4,6 +4,7 @@ use crate::Failure;
 use indicatif::{ProgressBar, ProgressStyle};
 use nybl::engine::convert::{Options, Recipe, Report};
 use nybl::engine::runtime::{Runtime, RuntimeConfig};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Arguments of `nybl convert`.
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// Threads [default: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -60,6 +64,10 @@ pub(crate) fn convert(args: &Args) -> Result<(), Failure> {
     let report =
         nybl::engine::convert::convert(&runtime, &args.from, &args.to, &options, progress)?;
     bar.finish_and_clear();
+    if args.json {
+        writeln!(std::io::stdout(), "{}", object(&report)?)?;
+        return Ok(());
+    }
     print(&report);
     for file in &report.files {
         eprintln!("{}: {} bytes", file.display(), std::fs::metadata(file)?.len());
@@ -85,6 +93,30 @@ fn print(report: &Report) {
         };
         eprintln!("{from} as {to}: {} {matrices}, {deviation}", line.matrices);
     }
+}
+
+/// The same for `--json`.
+fn object(report: &Report) -> std::io::Result<serde_json::Value> {
+    let matrices = report.lines.iter().map(|((from, to), line)| {
+        serde_json::json!({
+            "from": from,
+            "to": to,
+            "matrices": line.matrices,
+            "weights": line.weights,
+            "exact": line.deviation.is_exact(),
+            "largest_error": line.deviation.worst_relative(),
+            "rms_error": line.deviation.rms_relative(),
+        })
+    });
+    let files = report.files.iter().map(|file| {
+        let bytes = std::fs::metadata(file)?.len();
+        Ok(serde_json::json!({ "file": file.display().to_string(), "bytes": bytes }))
+    });
+    Ok(serde_json::json!({
+        "found": report.found,
+        "matrices": matrices.collect::<Vec<_>>(),
+        "files": files.collect::<std::io::Result<Vec<_>>>()?,
+    }))
 }
 
 /// A number of bytes, with K, M or G for powers of 1000.
