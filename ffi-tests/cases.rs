@@ -96,10 +96,15 @@ impl Output {
 
     /// Whether this is `want` within `error`, relative to the largest value of `want`.
     fn is_within(&self, error: f64, want: &[f64]) -> Result<(), String> {
-        let Values::Floats(got) = &self.values else { return Ok(()) };
         let top = want.iter().fold(0.0, |top: f64, x| top.max(x.abs()));
-        let is_near = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() <= top * error;
-        match got.iter().zip(want).position(|pair| !is_near(pair)) {
+        self.is_near(want, |_| top * error)
+    }
+
+    /// Whether every float is as near to a formula as `room` says for its place.
+    fn is_near(&self, want: &[f64], room: impl Fn(usize) -> f64) -> Result<(), String> {
+        let Values::Floats(got) = &self.values else { return Ok(()) };
+        let far = |i: &usize| (f64::from(got[*i]) - want[*i]).abs() > room(*i);
+        match (0..got.len().min(want.len())).find(far) {
             None => Ok(()),
             Some(i) => {
                 Err(format!("{}[{i}] is {}; the formula gives {}", self.what, got[i], want[i]))
@@ -977,7 +982,12 @@ impl Case for SwiGluCase {
         }
         let pairs = self.gate.iter().zip(&self.up).map(|(a, b)| (f64::from(*a), f64::from(*b)));
         let want: Vec<f64> = pairs.map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect();
-        got[0].is_within(4e-6, &want)
+        let top = want.iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        // Powers are floats, too: the smallest are rounded to nothing.
+        got[0].is_near(&want, |i| {
+            let product = f64::from(self.gate[i] * self.up[i]).abs();
+            4e-6 * top + product * f64::from(f32::MIN_POSITIVE)
+        })
     }
 }
 
@@ -1043,13 +1053,20 @@ impl Case for GeGluCase {
             return Ok(());
         }
         let pairs = self.gate.iter().zip(&self.up).map(|(a, b)| (f64::from(*a), f64::from(*b)));
-        let want: Vec<f64> = pairs
+        let (exponents, want): (Vec<f64>, Vec<f64>) = pairs
             .map(|(gate, up)| {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
-                0.5 * gate * (1.0 + u.tanh()) * up
+                // Half of 1 + tanh(u), without the cancellation where that is next to nothing.
+                (2.0 * u, gate / (1.0 + (-2.0 * u).exp()) * up)
             })
-            .collect();
-        got[0].is_within(4e-6, &want)
+            .unzip();
+        let top = want.iter().fold(0.0, |top: f64, x| top.max(x.abs()));
+        got[0].is_near(&want, |i| {
+            // An exponent is rounded to as many bits as any float, and its power to the range of floats.
+            let rounded = want[i].abs() * exponents[i].abs() * f64::from(f32::EPSILON);
+            let product = f64::from(self.gate[i] * self.up[i]).abs();
+            4e-6 * top + rounded + product * f64::from(f32::MIN_POSITIVE)
+        })
     }
 }
 
@@ -1528,19 +1545,23 @@ impl Case for AttendCase {
             }
             let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let total: f64 = scores.iter().map(|score| (score - top).exp()).sum();
-            let mut want = vec![0.0; d];
+            // Values of both signs take each other away; what is rounded are the values.
+            let (mut want, mut magnitude) = (vec![0.0; d], vec![0.0_f64; d]);
             for ((block, position), score) in seen.zip(&scores) {
                 let position = &position;
-                for (i, want) in want.iter_mut().enumerate() {
+                for i in 0..d {
                     let weight = (score - top).exp() / total;
                     let scale = f64::from(block.scales(d, *position).1);
-                    *want += weight * f64::from(block.value(d, *position, i)) * scale;
+                    let part = weight * f64::from(block.value(d, *position, i)) * scale;
+                    want[i] += part;
+                    magnitude[i] += part.abs();
                 }
             }
+            let largest = magnitude.iter().copied().fold(0.0, f64::max);
             let sum: f32 = sum[row * LANES..][..LANES].iter().sum();
             let out = acc[row * d..][..d].iter().map(|acc| acc / sum).collect();
             // The rounding of a large score is multiplied by the exponential function.
-            Output::floats("attention", d, out).is_within(1e-4, &want)?;
+            Output::floats("attention", d, out).is_near(&want, |_| 1e-4 * largest)?;
         }
         Ok(())
     }
