@@ -14,8 +14,6 @@ const SYSFS: &str = "/sys/devices/system/cpu";
 /// A core worth less than this share of the best one is a small one. Middle cores of phones are at 0.6
 /// to 0.9, small ones at 0.2 to 0.5.
 const SMALL: f64 = 0.55;
-/// Cores that a set can name.
-pub(crate) const MOST: usize = 1024;
 
 /// Which cores the workers of a pool may run on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

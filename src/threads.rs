@@ -361,8 +361,9 @@ pub(crate) use affinity::allowed as allowed_cores;
 
 /// Where threads run: only Linux and Android can be asked.
 mod affinity {
+    /// Cores that a set can name.
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
-    use crate::cores::MOST;
+    const MOST: usize = 1024;
 
     /// The cores this thread may run on.
     #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
