@@ -1,9 +1,12 @@
 //! The thread pool of a runtime: few joins, small tiles, and nobody waits for a thread that sleeps.
 //!
-//! A phone shares its cores with the app that embeds us. So work is cut into tiles taken from one
-//! counter (unlike cores then share a matrix well), workers spin briefly and sleep, and the caller
+//! A phone shares its cores with the app that embeds us. So work is cut into tiles that whoever is free
+//! takes (unlike cores then share a matrix well), workers spin briefly and sleep, and the caller
 //! waits only for workers that took part: one that the system did not schedule in time simply finds
 //! the job closed. A pool is therefore never slower than its caller alone by more than one tile.
+//!
+//! Every thread begins with a stretch of tiles of its own, and takes from those of others when it is
+//! done: weights then stream through each core in one piece, which is how fetching ahead likes them.
 //!
 //! A host that has threads of its own lends them instead ([`Executor`]); then none is started here.
 
@@ -45,32 +48,47 @@ struct Shared {
     sleeping: Vec<AtomicBool>,
     /// Workers that may take part; the others sleep.
     limit: AtomicUsize,
+    /// The next tile of each thread's stretch, the caller's first.
+    next: Vec<Counter>,
     quit: AtomicBool,
 }
+
+/// Alone on its cache lines: its thread takes every tile from it, the others look at it rarely.
+#[repr(align(128))]
+struct Counter(AtomicUsize);
 
 struct Job<'a> {
     tile: &'a (dyn Fn(usize) + Sync),
     interrupt: Option<&'a AtomicBool>,
     tiles: usize,
-    next: AtomicUsize,
+    /// One for each stretch of tiles.
+    next: &'a [Counter],
     panicked: Mutex<Option<Box<dyn std::any::Any + Send>>>,
     caller: Thread,
 }
 
 impl Job<'_> {
-    /// Takes tiles until none is left. A panic ends the job early and is kept for the caller.
-    fn work(&self) {
+    /// Takes tiles until none is left, those of stretch `own` first. A panic ends the job early and is kept
+    /// for the caller.
+    fn work(&self, own: usize) {
+        let stretches = self.next.len();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= self.tiles || is_set(self.interrupt) {
-                    return;
+            for stretch in (0..stretches).map(|further| (own + further) % stretches) {
+                let end = self.tiles * (stretch + 1) / stretches;
+                loop {
+                    let index = self.next[stretch].0.fetch_add(1, Ordering::Relaxed);
+                    if index >= end {
+                        break;
+                    }
+                    if is_set(self.interrupt) {
+                        return;
+                    }
+                    (self.tile)(index);
                 }
-                (self.tile)(index);
             }
         }));
         if let Err(payload) = outcome {
-            self.next.store(self.tiles, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(self.tiles, Ordering::Relaxed));
             if let Ok(mut slot) = self.panicked.lock() {
                 slot.get_or_insert(payload);
             }
@@ -134,6 +152,7 @@ impl Pool {
             epoch: AtomicUsize::new(0),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             limit: AtomicUsize::new(threads - 1),
+            next: (0..threads).map(|_| Counter(AtomicUsize::new(0))).collect(),
             quit: AtomicBool::new(false),
         });
         let workers = (0..threads - 1)
@@ -203,16 +222,21 @@ impl Pool {
             (0..tiles).take_while(|_| !is_set(interrupt)).for_each(tile);
             return;
         }
+        let stretches = self.workers.len().min(self.shared.limit.load(Ordering::Relaxed)) + 1;
+        let next = &self.shared.next[..stretches];
+        for (stretch, next) in next.iter().enumerate() {
+            next.0.store(tiles * stretch / stretches, Ordering::Relaxed);
+        }
         let job = Job {
             tile,
             interrupt,
             tiles,
-            next: AtomicUsize::new(0),
+            next,
             panicked: Mutex::new(None),
             caller: std::thread::current(),
         };
         self.open(&job);
-        job.work();
+        job.work(0);
         self.close();
         let panicked = job.panicked.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(payload) = panicked {
@@ -288,7 +312,7 @@ impl Shared {
         let mut spins = 0;
         while !self.quit.load(Ordering::Acquire) {
             if self.has_news(index, last) {
-                if let Some(epoch) = self.take_part() {
+                if let Some(epoch) = self.take_part(index + 1) {
                     last = epoch;
                     spins = 0;
                 }
@@ -313,14 +337,14 @@ impl Shared {
     }
 
     /// Enters the open job, works on it and leaves; its epoch, or nothing if it closed first.
-    fn take_part(&self) -> Option<usize> {
+    fn take_part(&self, own: usize) -> Option<usize> {
         let enter = |gate| (gate & OPEN != 0).then_some(gate + 1);
         self.gate.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter).ok()?;
         let epoch = self.epoch.load(Ordering::Relaxed);
         // SAFETY: the pointer was stored before the gate opened, and `close` does not return while
         // this worker is counted in the gate, so the job is alive until the subtraction below.
         let job = unsafe { &*self.job.load(Ordering::Relaxed) };
-        job.work();
+        job.work(own);
         // Cloned before leaving: after it the job, and the handle in it, may be gone.
         let caller = job.caller.clone();
         if self.gate.fetch_sub(1, Ordering::AcqRel) == 1 {
