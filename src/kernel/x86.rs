@@ -13,9 +13,13 @@ use super::abi::MatmulArgs;
 use super::layout::PANEL;
 use std::mem::MaybeUninit;
 
-/// Bytes of the buffer of decoded codes: a third of the first cache of the cores that matter, so that
-/// activations and outputs fit beside it.
-const BUFFER: usize = 16 * 1024;
+/// Bytes of the buffer of decoded codes: a stretch of groups so long that outputs, which lie whole rows apart
+/// and so in few sets of the caches, are loaded and stored seldom. It stays in the second cache, from where
+/// the tiles read it in order; and on the stack, so it is no more than any host's threads have.
+const BUFFER: usize = 64 * 1024;
+
+/// From how many rows of activations on the whole of it is used.
+const MANY_ROWS: usize = 32;
 
 /// The vectors of one instruction set.
 pub(super) trait Simd {
@@ -347,8 +351,10 @@ pub(super) unsafe fn many(
     };
     let mut buffer = Buffer(MaybeUninit::uninit());
     let buffer = buffer.0.as_mut_ptr().cast::<u8>();
-    let stretch = BUFFER / high / a.group;
-    let apart = BUFFER / high * PANEL;
+    // Few rows would wait for memory while a long stretch is decoded.
+    let room = if a.m < MANY_ROWS { BUFFER / 4 } else { BUFFER };
+    let stretch = room / high / a.group;
+    let apart = stretch * a.group * PANEL;
     let group_bytes = a.panel_bytes / a.groups;
     let code_bytes = a.group * high * bits / 8;
     for panel in 0..a.panels {
