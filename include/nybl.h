@@ -1536,8 +1536,9 @@ nybl_status nybl_model_open_sources(const nybl_runtime *runtime,
 
 /**
  * Copies the bytes of `source` into memory and stores in `fd` a descriptor of them that the caller closes: a file without
- * a name that nobody can change any more (a sealed memfd, on Linux and Android; NYBL_ERR_UNSUPPORTED elsewhere). A
- * service hands it to other processes, which open it as NYBL_SOURCE_FD and share its memory.
+ * a name that nobody can change any more (a sealed memfd on Linux and Android, ASharedMemory on Android 8 to 10;
+ * NYBL_ERR_UNSUPPORTED elsewhere). A service hands it to other processes, which open it as NYBL_SOURCE_FD and share its
+ * memory.
  */
 nybl_status nybl_source_seal(const struct nybl_source *source,
                              int32_t *fd);

@@ -132,8 +132,9 @@ pub(super) unsafe fn open_sources(
 }
 
 /// Copies the bytes of `source` into memory and stores in `fd` a descriptor of them that the caller closes: a file without
-/// a name that nobody can change any more (a sealed memfd, on Linux and Android; NYBL_ERR_UNSUPPORTED elsewhere). A
-/// service hands it to other processes, which open it as NYBL_SOURCE_FD and share its memory.
+/// a name that nobody can change any more (a sealed memfd on Linux and Android, ASharedMemory on Android 8 to 10;
+/// NYBL_ERR_UNSUPPORTED elsewhere). A service hands it to other processes, which open it as NYBL_SOURCE_FD and share its
+/// memory.
 ///
 /// # Safety
 /// As nybl_model_open_source() says of `source`; `fd` is writable.

@@ -14,6 +14,8 @@ pub mod nybl;
 pub mod reader;
 #[cfg(feature = "huggingface")]
 pub mod safetensors;
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+mod sealed;
 #[cfg(feature = "huggingface")]
 mod sentencepiece;
 pub mod source;

@@ -50,13 +50,13 @@ impl Source {
             let reason = "is a folder, not a model file".into();
             return Err(Error::Io { path: name.into(), reason });
         }
-        let rest = metadata.len().saturating_sub(offset);
+        let whole = metadata.len();
+        #[cfg(target_os = "android")]
+        let whole = if whole > 0 { whole } else { super::sealed::shared_length(file).unwrap_or(0) };
+        let rest = whole.saturating_sub(offset);
         let length = length.unwrap_or(rest);
         if length > rest {
-            let reason = format!(
-                "of {} bytes ends before {length} bytes from {offset} on do",
-                metadata.len()
-            );
+            let reason = format!("of {whole} bytes ends before {length} bytes from {offset} on do");
             return Err(Error::corrupt(name, "file", reason));
         }
         if length == 0 {
@@ -83,14 +83,15 @@ impl Source {
     }
 
     /// A copy of all bytes in memory, as a file without a name that nobody can change, shorten or lengthen any
-    /// more (Linux and Android). A service that hands its descriptor to other processes, by a socket or Binder,
-    /// keeps one model warm for all of them, and each may check the seals instead of trusting it.
+    /// more: a memfd with seals on Linux and Android, ASharedMemory on Android 8 to 10. A service that hands its
+    /// descriptor to other processes, by a socket or Binder, keeps one model warm for all of them, and each may
+    /// check the seals instead of trusting it.
     ///
     /// # Errors
     /// [`Error::Io`] when the system has no room or no such files; [`Error::Unsupported`] elsewhere.
     pub fn sealed_copy(&self) -> Result<File> {
         #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
-        return sealed::copy(self.bytes()).map_err(|reason| Error::io(self.name(), &reason));
+        return super::sealed::copy(self.bytes()).map_err(|reason| Error::io(self.name(), &reason));
         #[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
         Err(Error::Unsupported("sealed files, which Linux and Android have".into()))
     }
@@ -198,36 +199,6 @@ impl Source {
     }
 }
 
-#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
-mod sealed {
-    use std::fs::File;
-    use std::io::{Error, Result, Write};
-    use std::os::fd::{AsRawFd, FromRawFd};
-
-    /// What can no longer be done to the file.
-    pub(super) const SEALS: libc::c_int =
-        libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
-
-    pub(super) fn copy(bytes: &[u8]) -> Result<File> {
-        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        // By its number: the C library of Android before 11 does not have it by name.
-        // SAFETY: a name that ends in zero, and flags.
-        let fd = unsafe { libc::syscall(libc::SYS_memfd_create, c"nybl".as_ptr(), flags) };
-        if fd < 0 {
-            return Err(Error::last_os_error());
-        }
-        let fd = libc::c_int::try_from(fd).map_err(Error::other)?;
-        // SAFETY: the descriptor is new and nobody else's.
-        let mut file = unsafe { File::from_raw_fd(fd) };
-        file.write_all(bytes)?;
-        // SAFETY: the descriptor is open.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } != 0 {
-            return Err(Error::last_os_error());
-        }
-        Ok(file)
-    }
-}
-
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
@@ -263,7 +234,6 @@ mod tests {
     #[test]
     fn a_sealed_copy_is_a_source_that_nobody_can_change() {
         use std::io::{Seek, Write};
-        use std::os::fd::AsRawFd;
         let bytes: Vec<u8> = (0..20_000_u32).map(|i| (i % 251) as u8).collect();
         let source = Source::from_vec("model", bytes.clone());
         let mut file = source.sealed_copy().unwrap();
@@ -272,9 +242,6 @@ mod tests {
         assert!(file.set_len(10).is_err() && file.set_len(30_000).is_err());
         file.rewind().unwrap();
         assert!(file.write_all(b"changed").is_err());
-        // SAFETY: the descriptor is open.
-        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        assert_eq!(seals & sealed::SEALS, sealed::SEALS);
         drop(file);
         handed.prefetch(0..usize::MAX);
         assert_eq!(handed.release(0..usize::MAX), bytes.len());
