@@ -153,12 +153,12 @@ impl<const VNNI: bool> Simd for Ymm<VNNI> {
         codes: *const u8,
         x: &[*const u8; R],
         steps: usize,
-        ahead: *const u8,
+        (mut ahead, pace): (*const u8, usize),
     ) {
         // SAFETY: the caller vouches for the codes and the activations of `steps` steps.
         unsafe {
             if VNNI {
-                return x86::walk::<Self, R, FLIP>(dots, codes, x, steps, ahead);
+                return x86::walk::<Self, R, FLIP>(dots, codes, x, steps, (ahead, pace));
             }
             let ones = _mm256_set1_epi16(1);
             for start in (0..steps).step_by(8) {
@@ -166,7 +166,8 @@ impl<const VNNI: bool> Simd for Ymm<VNNI> {
                 for step in start..steps.min(start + 8) {
                     let at = codes.add(step * 128);
                     let codes = [Self::load(at), Self::load(at.add(32))];
-                    Self::prefetch(ahead.wrapping_add(step * 64));
+                    Self::prefetch(ahead);
+                    ahead = ahead.wrapping_add(pace);
                     for r in 0..R {
                         let x = Self::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
                         for v in 0..2 {
@@ -266,9 +267,9 @@ unsafe fn few<const M: usize>(a: &MatmulArgs) {
 
 /// Bytes of a decoded panel.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const R: usize>(a: &MatmulArgs, t: &Tile, row: usize) {
+unsafe fn tile<const R: usize>(a: &MatmulArgs, t: &Tile, row: usize, run: usize) {
     // SAFETY: the caller's promise.
-    unsafe { x86::tile::<Ymm<false>, R, false>(a, t, row) }
+    unsafe { x86::tile::<Ymm<false>, R, false>(a, t, row, run) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -7,11 +7,7 @@
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
-use super::x86::{RowsOfX, Simd, scale_in};
-
-/// How far ahead of the dots the weights are fetched: about the latency of memory at the pace of one
-/// row of activations.
-const PREFETCH: usize = 2048;
+use super::x86::{PREFETCH, RowsOfX, Simd, scale_in};
 
 /// Four activations in every lane.
 #[inline(always)]
@@ -20,7 +16,28 @@ unsafe fn four<S: Simd>(x: *const u8) -> S::I {
     unsafe { S::splat(x.cast::<i32>().read_unaligned()) }
 }
 
-/// The first `count` of the floats of a panel that are in `acc`, where vector `v` has those from `at[v]`.
+/// Calls `each(row, vector, outputs, count)` for every vector of outputs of a panel, where vector `v` has those
+/// from `at[v]`, of which `count` exist.
+#[inline(always)]
+unsafe fn each_output<S: Simd, const M: usize, const V: usize>(
+    a: &MatmulArgs,
+    first_output: usize,
+    first_row: usize,
+    at: [usize; V],
+    mut each: impl FnMut(usize, usize, *mut f32, usize),
+) {
+    for r in 0..M {
+        for v in 0..V {
+            let output = first_output + at[v];
+            let count = a.n.saturating_sub(output).min(S::LANES);
+            // SAFETY: the caller vouches for `n` outputs of every row.
+            let y = unsafe { a.y.add((first_row + r) * a.y_stride) };
+            each(r, v, y.wrapping_add(output), count);
+        }
+    }
+}
+
+/// Writes the outputs of a panel.
 #[inline(always)]
 unsafe fn finish<S: Simd, const M: usize, const V: usize>(
     a: &MatmulArgs,
@@ -29,37 +46,51 @@ unsafe fn finish<S: Simd, const M: usize, const V: usize>(
     acc: &[[S::F; V]; M],
     at: [usize; V],
 ) {
-    for r in 0..M {
-        for v in 0..V {
-            let output = first_output + at[v];
-            let count = a.n.saturating_sub(output).min(S::LANES);
-            // SAFETY: the caller vouches for `n` outputs of every row; `count` ends at `n`.
-            unsafe {
-                let y = a.y.add((first_row + r) * a.y_stride).wrapping_add(output);
-                S::store_floats(y, acc[r][v], count);
-            }
-        }
+    // SAFETY: `count` ends at `n`, up to which the caller vouches for every row.
+    unsafe {
+        each_output::<S, M, V>(a, first_output, first_row, at, |r, v, y, count| {
+            S::store_floats(y, acc[r][v], count);
+        });
     }
 }
 
-/// Four bits: `M` rows of activations from `first_row` against a panel; each line is unpacked once for
+/// Some groups of a panel of four-bit codes, and how those that follow are fetched meanwhile.
+pub(super) struct Stretch {
+    panel: usize,
+    first_group: usize,
+    groups: usize,
+    /// The first line to fetch, and the bytes on to the next at every line of codes.
+    ahead: *const u8,
+    pace: usize,
+}
+
+/// Four bits: `M` rows of activations from `first_row` against a stretch; each line is unpacked once for
 /// all of them.
 #[inline(always)]
-pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
+pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, s: &Stretch, first_row: usize) {
     let group_bytes = a.panel_bytes / a.groups;
     // The dots of few rows are too few to hide the latency of each: lines take turns with sets of
     // accumulators. Integer sums do not mind the order.
     let sets = [4, 2, 2, 1, 1, 1][M - 1];
+    // A row alone is no run among others, has the whole panel, and is what memory is fastest for: nothing to
+    // find out, and a fixed distance to fetch from.
+    let groups = if M == 1 { 0..a.groups } else { s.first_group..s.first_group + s.groups };
     for lane in (0..16).step_by(S::LANES) {
         let at = [lane, 16 + lane];
-        // SAFETY: every pointer stays inside the panel and the `M` activation rows, which the caller
-        // vouches for.
+        // SAFETY: every pointer stays inside the panel and the `M` rows of activations and outputs, which the
+        // caller vouches for.
         unsafe {
             let mask = S::splat_byte(15);
             let flip = S::splat_byte(0x80);
             let mut acc = [[S::splat_float(0.0); 2]; M];
-            let mut w = a.w.add(panel * a.panel_bytes);
-            for g in 0..a.groups {
+            if groups.start > 0 {
+                each_output::<S, M, 2>(a, s.panel * PANEL, first_row, at, |r, v, y, count| {
+                    acc[r][v] = S::load_floats(y, count);
+                });
+            }
+            let mut w = a.w.add(s.panel * a.panel_bytes + groups.start * group_bytes);
+            let mut ahead = s.ahead;
+            for g in groups.clone() {
                 let x = RowsOfX::<M>::new(a, first_row, g);
                 let mut low = [[S::splat(0); M]; 4];
                 let mut raw = low;
@@ -74,7 +105,12 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, panel: usize, f
                     for turn in 0..4 {
                         let codes = w.add((step + turn) * 64);
                         let line = S::load(codes.add(lane * 4));
-                        S::prefetch(codes.wrapping_add(PREFETCH));
+                        if M == 1 {
+                            S::prefetch(codes.wrapping_add(PREFETCH));
+                        } else {
+                            S::prefetch(ahead);
+                            ahead = ahead.wrapping_add(s.pace);
+                        }
                         let masked = S::and(line, mask);
                         let whole = S::xor(line, flip);
                         let set = turn % sets;
@@ -94,10 +130,11 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, panel: usize, f
                     dots[r] = [low[0][r], S::right::<4>(S::sub(raw[0][r], low[0][r]))];
                 }
                 let tables = w.add(a.group * 16);
+                ahead = ahead.wrapping_add(s.pace);
                 scale_in::<S, M, 2>(&mut acc, &dots, &x, a.offset, tables, PANEL, at);
                 w = w.add(group_bytes);
             }
-            finish::<S, M, 2>(a, panel * PANEL, first_row, &acc, at);
+            finish::<S, M, 2>(a, s.panel * PANEL, first_row, &acc, at);
         }
     }
 }
@@ -362,22 +399,36 @@ pub(super) unsafe fn q2_rows<S: Simd, const M: usize>(a: &MatmulArgs) {
     }
 }
 
-/// A panel of four-bit codes with a run of rows of activations: the panel and the first of the rows.
-pub(super) type RunFn = unsafe fn(&MatmulArgs, usize, usize);
+/// A stretch of four-bit codes with a run of rows of activations: the stretch and the first of the rows.
+pub(super) type RunFn = unsafe fn(&MatmulArgs, &Stretch, usize);
 
-/// Panels of four-bit codes with `m` rows of activations, in runs of nearly the same length, all of them
-/// while a panel is near.
+/// Columns that several runs go through one after the other: few enough that the codes stay in the first cache,
+/// so many that loading and storing the outputs does not count.
+const COLUMNS: usize = 512;
+
+/// Panels of four-bit codes with `m` rows of activations, in runs of nearly the same length.
 ///
 /// # Safety
 /// The block keeps its promises, and the CPU has what the functions need; `runs[i]` takes `i + 1` rows.
 #[inline(always)]
 pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
     let count = a.m.div_ceil(runs.len());
+    let stretch = if count == 1 { a.groups } else { (COLUMNS / a.group).max(1) };
+    let group_bytes = a.panel_bytes / a.groups;
     for panel in 0..a.panels {
-        for run in 0..count {
-            let (first, end) = (a.m * run / count, a.m * (run + 1) / count);
-            // SAFETY: the caller's promise; a run has 1 to `runs.len()` rows.
-            unsafe { runs.get_unchecked(end - first - 1)(a, panel, first) };
+        for first_group in (0..a.groups).step_by(stretch) {
+            let groups = stretch.min(a.groups - first_group);
+            let w = a.w.wrapping_add(panel * a.panel_bytes + first_group * group_bytes);
+            for run in 0..count {
+                let (first, end) = (a.m * run / count, a.m * (run + 1) / count);
+                // Every run fetches its part of the next stretch, so that memory works all the time.
+                let bytes = groups * group_bytes;
+                let ahead = if count == 1 { PREFETCH } else { bytes + bytes * run / count };
+                let (ahead, pace) = (w.wrapping_add(ahead), 64 / count);
+                let s = Stretch { panel, first_group, groups, ahead, pace };
+                // SAFETY: the caller's promise; a run has 1 to `runs.len()` rows.
+                unsafe { runs.get_unchecked(end - first - 1)(a, &s, first) };
+            }
         }
     }
 }
@@ -394,9 +445,14 @@ macro_rules! entries {
         use super::vnni;
 
         #[target_feature(enable = $features)]
-        unsafe fn tile<const R: usize, const FLIP: bool>(a: &MatmulArgs, t: &Tile, row: usize) {
+        unsafe fn tile<const R: usize, const FLIP: bool>(
+            a: &MatmulArgs,
+            t: &Tile,
+            row: usize,
+            run: usize,
+        ) {
             // SAFETY: the caller's promise.
-            unsafe { x86::tile::<$simd, R, FLIP>(a, t, row) }
+            unsafe { x86::tile::<$simd, R, FLIP>(a, t, row, run) }
         }
 
         #[target_feature(enable = $features)]
@@ -406,9 +462,9 @@ macro_rules! entries {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn few<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
+        unsafe fn few<const M: usize>(a: &MatmulArgs, s: &vnni::Stretch, first_row: usize) {
             // SAFETY: the caller's promise.
-            unsafe { vnni::q4::<$simd, M>(a, panel, first_row) }
+            unsafe { vnni::q4::<$simd, M>(a, s, first_row) }
         }
 
         $(

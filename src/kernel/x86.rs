@@ -21,6 +21,10 @@ const BUFFER: usize = 64 * 1024;
 /// From how many rows of activations on the whole of it is used.
 const MANY_ROWS: usize = 32;
 
+/// How far ahead of the dots weights are fetched that are multiplied as they lie: about the latency of memory
+/// at the pace of one row of activations.
+pub(super) const PREFETCH: usize = 2048;
+
 /// The vectors of one instruction set.
 pub(super) trait Simd {
     /// 32-bit lanes of a vector.
@@ -64,14 +68,15 @@ pub(super) trait Simd {
     unsafe fn prefetch(at: *const u8);
 
     /// Adds the dots of `steps` times four columns: the two vectors at `codes`, then those 128 bytes on,
-    /// with `R` rows of activations. `FLIP` makes signed codes unsigned.
+    /// with `R` rows of activations. `FLIP` makes signed codes unsigned. What lies
+    /// at `ahead`, and so many bytes on at each step, is fetched.
     #[inline(always)]
     unsafe fn walk<const R: usize, const FLIP: bool>(
         dots: &mut [[Self::I; 2]; R],
         codes: *const u8,
         x: &[*const u8; R],
         steps: usize,
-        ahead: *const u8,
+        ahead: (*const u8, usize),
     ) {
         // SAFETY: the caller's promise.
         unsafe { walk::<Self, R, FLIP>(dots, codes, x, steps, ahead) }
@@ -86,7 +91,7 @@ pub(super) unsafe fn walk<S: Simd + ?Sized, const R: usize, const FLIP: bool>(
     codes: *const u8,
     x: &[*const u8; R],
     steps: usize,
-    ahead: *const u8,
+    (mut ahead, pace): (*const u8, usize),
 ) {
     let sets = if R < 4 { [4, 2, 2][R - 1] } else { 1 };
     // SAFETY: the caller vouches for the codes and the activations of `steps` steps, a multiple of four.
@@ -98,16 +103,15 @@ pub(super) unsafe fn walk<S: Simd + ?Sized, const R: usize, const FLIP: bool>(
                 let step = start + turn;
                 let at = codes.add(step * 128);
                 let mut codes = [S::load(at), S::load(at.add(S::LANES * 4))];
+                S::prefetch(ahead);
                 if FLIP {
-                    S::prefetch(ahead.wrapping_add(step * 128));
                     if R == 1 {
                         // Nothing but memory limits it then.
-                        S::prefetch(ahead.wrapping_add(step * 128 + 64));
+                        S::prefetch(ahead.wrapping_add(64));
                     }
                     codes = [S::xor(codes[0], flip), S::xor(codes[1], flip)];
-                } else {
-                    S::prefetch(ahead.wrapping_add(step * 64));
                 }
+                ahead = ahead.wrapping_add(pace);
                 let dots = if turn == 0 { &mut *dots } else { &mut more[turn - 1] };
                 for r in 0..R {
                     let x = S::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
@@ -216,19 +220,23 @@ pub(super) struct Tile {
     row: usize,
     /// The first output.
     output: usize,
-    /// What will be read next, to be fetched meanwhile.
+    /// Bytes to fetch while others are multiplied: run after run and group after group, `pace` of them at each
+    /// step. Memory has all the time for them that the dots take, and no run waits for a burst of fetches.
     ahead: *const u8,
+    pace: usize,
 }
 
-/// A tile with `R` rows of activations.
-pub(super) type TileFn = unsafe fn(&MatmulArgs, &Tile, usize);
+/// A tile with `R` rows of activations: from a row, in a run.
+pub(super) type TileFn = unsafe fn(&MatmulArgs, &Tile, usize, usize);
 
-/// Multiplies bytes: `R` rows of activations from `first_row`. `FLIP` makes signed codes unsigned.
+/// Multiplies bytes: `R` rows of activations from `first_row`, which are run `run`. `FLIP` makes signed codes
+/// unsigned.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
     a: &MatmulArgs,
     t: &Tile,
     first_row: usize,
+    run: usize,
 ) {
     // SAFETY: every pointer stays inside the tile, its tables, `R` rows of activations and of outputs.
     unsafe {
@@ -252,8 +260,9 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
                     dots[r] = [S::splat(x.sum(r).wrapping_mul(-t.middle)); 2];
                 }
             }
-            let ahead = t.ahead.wrapping_add(g * if FLIP { t.stride } else { a.group * 16 });
-            S::walk::<R, FLIP>(&mut dots, t.codes.add(g * t.stride), &x.x, a.group / 4, ahead);
+            let steps = a.group / 4;
+            let ahead = t.ahead.wrapping_add((run * t.groups + g) * steps * t.pace);
+            S::walk::<R, FLIP>(&mut dots, t.codes.add(g * t.stride), &x.x, steps, (ahead, t.pace));
             let tables = t.tables.add(g * t.group_bytes);
             let at = [t.row, t.row + S::LANES];
             scale_in::<S, R, 2>(&mut acc, &dots, &x, a.offset, tables, t.high, at);
@@ -320,15 +329,20 @@ pub(super) type DecodeFn = unsafe fn(*const u8, usize, *mut u8, usize);
 #[repr(align(64))]
 struct Buffer(MaybeUninit<[u8; BUFFER]>);
 
+/// How many runs the rows of activations take.
+fn runs(a: &MatmulArgs, tiles: &[TileFn]) -> usize {
+    a.m.div_ceil(tiles.len())
+}
+
 /// Calls `work(first_row, tile)` so that all rows of activations are met in runs of nearly the same
 /// length.
 #[inline(always)]
 unsafe fn each_run(a: &MatmulArgs, tiles: &[TileFn], t: &Tile) {
-    let runs = a.m.div_ceil(tiles.len());
+    let runs = runs(a, tiles);
     for run in 0..runs {
         let (first, end) = (a.m * run / runs, a.m * (run + 1) / runs);
         // SAFETY: the caller's promise; a run has 1 to `tiles.len()` rows.
-        unsafe { tiles.get_unchecked(end - first - 1)(a, t, first) };
+        unsafe { tiles.get_unchecked(end - first - 1)(a, t, first, run) };
     }
 }
 
@@ -368,6 +382,9 @@ pub(super) unsafe fn many(
                     let out = buffer.add(g * a.group * PANEL);
                     decode(w.add(g * group_bytes), a.group / 4, out, apart);
                 }
+                let turns = outputs.div_ceil(width) * runs(a, tiles);
+                let pace = group_bytes / (a.group / 4 * turns);
+                let ahead = w.wrapping_add(groups * group_bytes);
                 for row in (0..outputs).step_by(width) {
                     let t = Tile {
                         codes: buffer.add(row / PANEL * apart + row % PANEL * 4),
@@ -380,8 +397,9 @@ pub(super) unsafe fn many(
                         high,
                         row,
                         output: panel * high + row,
-                        ahead: w
-                            .wrapping_add(groups * group_bytes + row / PANEL * apart * bits / 8),
+                        ahead: ahead
+                            .wrapping_add(row / width * groups * group_bytes * width / outputs),
+                        pace,
                     };
                     each_run(a, tiles, &t);
                 }
@@ -397,10 +415,15 @@ pub(super) unsafe fn many(
 #[inline(never)]
 pub(super) unsafe fn bytes(a: &MatmulArgs, tiles: &[TileFn], width: usize) {
     for panel in 0..a.panels {
-        for row in (0..PANEL.min(a.n - panel * PANEL)).step_by(width) {
+        let outputs = PANEL.min(a.n - panel * PANEL);
+        let w = a.w.wrapping_add(panel * a.panel_bytes);
+        let turns = outputs.div_ceil(width) * runs(a, tiles);
+        let pace = a.panel_bytes / (a.groups * a.group / 4 * turns);
+        // Several runs fetch the next panel, each a part; a single one meets its own lines in time.
+        let ahead = w.wrapping_add(if turns == 1 { PREFETCH } else { a.panel_bytes });
+        for row in (0..outputs).step_by(width) {
             // SAFETY: one panel; tiles end at `n`.
             unsafe {
-                let w = a.w.add(panel * a.panel_bytes);
                 let t = Tile {
                     codes: w.add(row * 4),
                     stride: a.panel_bytes / a.groups,
@@ -412,7 +435,8 @@ pub(super) unsafe fn bytes(a: &MatmulArgs, tiles: &[TileFn], width: usize) {
                     high: PANEL,
                     row,
                     output: panel * PANEL + row,
-                    ahead: w.wrapping_add(2048),
+                    ahead: ahead.wrapping_add(a.panel_bytes * row / outputs),
+                    pace,
                 };
                 each_run(a, tiles, &t);
             }
