@@ -8,9 +8,10 @@
 # of the ABI (include/nybl.map), and in pages of 16 KB as Android asks for. That needs a C compiler for the target,
 # named by CC; without one, and for Apple's systems, there is the static library alone. FEATURES are Cargo's, in
 # place of the default ones: "capi" is the kernels, the KV cache and the verifier alone. PROFILE is Cargo's too: dist,
-# which optimises across crates and takes minutes, or another.
+# which optimises across crates and takes minutes, or another. LDFLAGS go to the link: "-fuse-ld=lld -Wl,--icf=all" makes
+# the core 4% smaller.
 set -euo pipefail
-[ $# -ge 1 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
 out=$1
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -47,7 +48,7 @@ if [ -n "${CC:-}" ] && [[ $target != *-apple-* ]]; then
     # shellcheck disable=SC2046,SC2086
     "$CC" -shared -o "$out/lib/libnybl.so.$major" $(sed 's/^/-Wl,-u,/' "$out/names") "$built" \
         -Wl,-soname,"libnybl.so.$major" -Wl,--version-script="$out/map" -Wl,--gc-sections \
-        -Wl,-z,max-page-size=16384 -Wl,-z,relro,-z,now -s $system
+        -Wl,-z,max-page-size=16384 -Wl,-z,relro,-z,now -s $system ${LDFLAGS:-}
     ln -sf "libnybl.so.$major" "$out/lib/libnybl.so"
     rm "$out/names" "$out/map"
 fi
