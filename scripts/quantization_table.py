@@ -4,7 +4,9 @@
     cargo build --release
     scripts/quantization_table.py NAME MODEL CALIBRATION TEST [--results FILE] [--write]
 
-MODEL is a float checkpoint, CALIBRATION and TEST are disjoint texts. Rows that the results file (JSON) holds
+MODEL is the path of a float checkpoint, a Hugging Face folder or a GGUF file; those of most models in the tables are not in the
+repository. CALIBRATION and TEST are disjoint texts. A width that the shapes do not allow (narrow matrices are
+padded, which a budget of bits may not have room for) is left empty. Rows that the results file (JSON) holds
 are not run again, so a run that was stopped goes on. With --write the section NAME of the page is
 replaced, else it is printed.
 """
@@ -39,8 +41,14 @@ arguments.add_argument("--write", action="store_true")
 args = arguments.parse_args()
 
 
+class Refused(Exception):
+    pass
+
+
 def nybl(*words):
     done = subprocess.run([args.nybl, *words, "--json"], capture_output=True, text=True)
+    if "a budget of" in done.stderr:
+        raise Refused
     if done.returncode:
         raise SystemExit(done.stderr)
     return json.loads(done.stdout)
@@ -72,7 +80,10 @@ with tempfile.TemporaryDirectory() as folder:
     for width in WIDTHS:
         for method in METHODS:
             if f"{width} {method}" not in mine:
-                mine[f"{width} {method}"] = row(width, method, folder)
+                try:
+                    mine[f"{width} {method}"] = row(width, method, folder)
+                except Refused:
+                    break
                 path.write_text(json.dumps(results, indent=1))
 
 any_row = next(iter(mine.values()))
@@ -84,6 +95,9 @@ lines = [
     "|---|---|---|---|---|---|",
 ]
 for width in WIDTHS:
+    if f"{width} {METHODS[-1]}" not in mine:
+        lines.append(f"| {width} | - |" + " - |" * len(METHODS))
+        continue
     cells = []
     for method in METHODS:
         it = mine[f"{width} {method}"]
