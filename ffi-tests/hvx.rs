@@ -8,7 +8,7 @@
 //!
 //! Without the tools the tests are listed as ignored, by name; `NYBL_EXPECT=hvx` makes that a failure.
 
-#[allow(dead_code, reason = "the cases of other operations")]
+#[allow(dead_code, unused_imports, reason = "the cases of other operations")]
 mod cases;
 #[allow(dead_code, unused_imports, reason = "faults happen in the other process")]
 mod guard;
