@@ -107,6 +107,14 @@ def run(prefix, command):
     return done.stdout
 
 
+def drop_from_cache(path):
+    """Lets the system read the file anew: pages that were cached while a file was written are small and scattered,
+    those that were read are large, as after any restart, and reading weights through them is up to 1.7 times as fast."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def prepared(arguments, shape, pair):
     """The files of both, made unless they are there; none where the shape has no such file."""
     kind, recipe = PAIRS[pair]
@@ -179,6 +187,12 @@ def main():
             if files is None:
                 print(f"{shape} {pair}: skipped", file=sys.stderr)
                 continue
+            for file in files:
+                drop_from_cache(file)
+            # Each reads its file once before anything counts.
+            run(prefix, ours.command(files[1], "decode1", 1))
+            if peer:
+                run(prefix, peer.command(files[0], "decode1", 1))
             for test in arguments.tests.split(","):
                 for threads in map(int, arguments.threads.split(",")):
                     samples, rates = [], []
