@@ -8,6 +8,7 @@ use nybl::engine::draft::ModelDrafter;
 use nybl::engine::load::Model;
 use nybl::engine::session::{Next, Session, SessionConfig};
 use nybl::engine::speculate::Speculator;
+use nybl::error::Error;
 use nybl::isa::Isa;
 use nybl::spec::control::{Controller, MOST_DRAFTS};
 use nybl::spec::distribution::{History, Hook, Penalties, SamplerConfig};
@@ -298,6 +299,18 @@ fn a_drafter_with_another_vocabulary_translates() {
         let metrics = ours.controller().unwrap().metrics();
         assert!(metrics.accepted > 5, "{metrics:?}");
     }
+}
+
+#[test]
+fn a_vocabulary_that_cannot_be_compared_is_refused() {
+    let runtime = runtime(1, None);
+    let paths = [data("families/llama3/model.gguf"), packed()];
+    let [llama, packed] = paths.map(|path| Model::open_path(Arc::clone(&runtime), &path).unwrap());
+    // Where neither says what its tokens are, the same number of them is taken for the same ones.
+    assert!(ModelDrafter::new(Arc::clone(&llama), &llama).is_ok());
+    let refused = ModelDrafter::new(Arc::clone(&llama), &packed).map(|_| ()).unwrap_err();
+    let Error::InvalidArgument(text) = refused else { panic!("{refused}") };
+    assert!(text.contains("cannot draft for") && text.contains("only one of them"), "{text}");
 }
 
 #[test]
