@@ -3,6 +3,8 @@
 //! Linux has it as a memfd with seals, and so has Android since 11. Before, Android has ASharedMemory (since 8), whose
 //! protection can be taken away and not given back. Which of the two it is is asked by name: there, a filter may
 //! end a process that makes a system call which the C library does not know.
+//!
+//! ASharedMemory is built, not run: the tests put memfds in its place.
 
 use std::fs::File;
 use std::io::{Error, Result, Write};

@@ -397,8 +397,7 @@ pub(super) unsafe fn many(
                         high,
                         row,
                         output: panel * high + row,
-                        ahead: ahead
-                            .wrapping_add(row / width * groups * group_bytes * width / outputs),
+                        ahead: ahead.wrapping_add(groups * group_bytes * row / outputs),
                         pace,
                     };
                     each_run(a, tiles, &t);
