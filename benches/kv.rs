@@ -7,8 +7,9 @@
 use nybl::isa::Isa;
 use nybl::kernel::limits::read_seconds;
 use nybl::kernel::{Kernels, KvFormat};
-use nybl::kv::attend::{AttendScratch, Keys, Rows, Sight, attend};
+use nybl::kv::attend::{AttendScratch, Keys, attend};
 use nybl::kv::blocks::BlockTable;
+use nybl::kv::sight::{Rows, Sight};
 use nybl::kv::store::{KvConfig, KvShape, KvStore};
 use nybl::threads::Pool;
 use std::hint::black_box;

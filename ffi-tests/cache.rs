@@ -13,7 +13,7 @@ use nybl::engine::session::{Session, SessionConfig};
 use nybl::file::metadata::{Metadata, Value};
 use nybl::file::nybl::{Kind, Writer};
 use nybl::kernel::{Format, KvFormat, Layout};
-use nybl::kv::attend::Streaming;
+use nybl::kv::sight::Streaming;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;

@@ -18,8 +18,8 @@ mod guard;
 mod registers;
 
 use cases::{
-    AttendCase, Case, EpilogueCase, GeGluCase, MatmulCase, QuantizeCase, RmsNormCase, SoftCapCase,
-    SoftmaxCase, SwiGluCase,
+    AttendCase, Case, EpilogueCase, GatedCase, Gelu, MatmulCase, QuantizeCase, RmsNormCase, Silu,
+    SoftCapCase, SoftmaxCase,
 };
 use guard::{Arena, Place};
 use libtest_mimic::{Arguments, Completion, Trial};
@@ -86,8 +86,8 @@ fn check(row: &Row, seed: u64) -> Result<(), String> {
         Op::Epilogue => each(row, seed, EpilogueCase::all(seed)),
         Op::Quantize => each(row, seed, QuantizeCase::all(seed)),
         Op::RmsNorm => each(row, seed, RmsNormCase::all(seed)),
-        Op::SwiGlu => each(row, seed, SwiGluCase::all(seed)),
-        Op::GeGlu => each(row, seed, GeGluCase::all(seed)),
+        Op::SwiGlu => each(row, seed, GatedCase::<Silu>::all(seed)),
+        Op::GeGlu => each(row, seed, GatedCase::<Gelu>::all(seed)),
         Op::SoftCap => each(row, seed, SoftCapCase::all(seed)),
         Op::Softmax => each(row, seed, SoftmaxCase::all(seed)),
         Op::Attend(format) => each(row, seed, AttendCase::all(format, seed)),

@@ -18,7 +18,7 @@ use nybl::engine::speculate::Speculator;
 use nybl::engine::text::{Event, TextSession};
 use nybl::file::model_file::ModelFile;
 use nybl::kernel::KvFormat;
-use nybl::kv::attend::Streaming;
+use nybl::kv::sight::Streaming;
 use nybl::spec::control::Controller;
 use nybl::spec::distribution::Distribution;
 use nybl::spec::draft::Ngram;

@@ -12,7 +12,7 @@ mod quantize;
 mod reduce;
 
 pub(crate) use attend::AttendCase;
-pub(crate) use elementwise::{GeGluCase, SoftCapCase, SwiGluCase};
+pub(crate) use elementwise::{GatedCase, Gelu, Silu, SoftCapCase};
 pub(crate) use epilogue::EpilogueCase;
 pub(crate) use matmul::MatmulCase;
 pub(crate) use quantize::QuantizeCase;

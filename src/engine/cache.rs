@@ -8,7 +8,7 @@ use super::pressure::{Freed, Pressure};
 use crate::error::Result;
 use crate::kernel::KvFormat;
 use crate::kv::BLOCK_TOKENS;
-use crate::kv::attend::Streaming;
+use crate::kv::sight::Streaming;
 use crate::kv::store::{KvConfig, KvShape, KvStore};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};

@@ -6,8 +6,9 @@ use super::structs::{Sized32, handle, read_config, set, slice, slice_mut, text, 
 use crate::isa::Isa;
 use crate::kernel::{Kernels, KvFormat};
 use crate::kv::BLOCK_TOKENS;
-use crate::kv::attend::{AttendScratch, Keys, Rows, Sight, attend};
+use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
+use crate::kv::sight::{Rows, Sight};
 use crate::kv::snapshot::{self, Identity};
 use crate::kv::store::{KvConfig, KvShape, KvStore};
 use crate::threads::Pool;

@@ -10,7 +10,7 @@ use crate::engine::pass::Canceller;
 use crate::engine::session::{Session, SessionConfig};
 use crate::engine::speculate::Speculator;
 use crate::engine::text::{Event, TextSession};
-use crate::kv::attend::Streaming;
+use crate::kv::sight::Streaming;
 use crate::memory::Entered;
 use crate::text::sample::SamplerConfig;
 use std::ffi::{c_char, c_void};

@@ -15,11 +15,11 @@
 
 use super::blocks::{BlockTable, NULL_BLOCK};
 use super::elements;
+use super::sight::{Rows, Sight};
+use super::states::{State, States};
 use super::store::{KvShape, KvStore};
 use crate::error::Result;
-use crate::kernel::{
-    AttendStep, Kernels, KvFormat, LANES, QueryCodes, exp, quantize_query, sum_lanes,
-};
+use crate::kernel::{AttendStep, Kernels, KvFormat, LANES, QueryCodes, quantize_query, sum_lanes};
 use crate::memory::{self, Aligned};
 use crate::threads::Pool;
 use std::ops::Range;
@@ -46,82 +46,6 @@ pub struct AttendScratch {
     from: Vec<u32>,
     /// For each KV head, a chunk of keys and one of values: where rows of trees put theirs together.
     gathered: Aligned<u8>,
-}
-
-/// The running state of query rows: largest score, sums of weights, weighted sums of values.
-struct States {
-    max: Vec<f32>,
-    sum: Aligned<f32>,
-    acc: Aligned<f32>,
-}
-
-impl States {
-    fn new(rows: usize, padded_dim: usize) -> Result<Self> {
-        Ok(Self {
-            max: memory::zeroed("attention maxima", rows)?,
-            sum: Aligned::zeroed("attention weights", rows * LANES)?,
-            acc: Aligned::zeroed("attention sums", rows * padded_dim)?,
-        })
-    }
-
-    fn runs(&mut self, rows: usize, padded_dim: usize) -> impl Iterator<Item = State<'_>> {
-        State { max: &mut self.max, sum: &mut self.sum, acc: &mut self.acc }.runs(rows, padded_dim)
-    }
-
-    fn bytes(&self) -> usize {
-        4 * self.max.len() + self.sum.bytes() + self.acc.bytes()
-    }
-}
-
-/// The states of some rows.
-struct State<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    acc: &'a mut [f32],
-}
-
-impl<'a> State<'a> {
-    /// The states of `rows` rows at a time.
-    fn runs(self, rows: usize, padded_dim: usize) -> impl Iterator<Item = State<'a>> {
-        let runs = self.max.chunks_mut(rows).zip(self.sum.chunks_mut(rows * LANES));
-        let runs = runs.zip(self.acc.chunks_mut(rows * padded_dim));
-        runs.map(|((max, sum), acc)| State { max, sum, acc })
-    }
-
-    /// Whether a row has seen nothing. Even scores that are all NaN or minus infinity leave their mark.
-    fn is_empty(&self, row: usize) -> bool {
-        self.max[row] == f32::NEG_INFINITY && self.sum[row * LANES..][..LANES] == [0.0; LANES]
-    }
-
-    fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-        self.acc.fill(0.0);
-    }
-
-    /// Adds the state of `row` in `part`, which has seen something, to this one.
-    fn join(&mut self, row: usize, part: &State<'_>, padded_dim: usize) {
-        let lanes = row * LANES..(row + 1) * LANES;
-        let sums = row * padded_dim..(row + 1) * padded_dim;
-        let (ours, theirs) = (self.max[row], part.max[row]);
-        if self.is_empty(row) {
-            self.max[row] = theirs;
-            self.sum[lanes.clone()].copy_from_slice(&part.sum[lanes]);
-            self.acc[sums.clone()].copy_from_slice(&part.acc[sums]);
-            return;
-        }
-        // A factor of one changes nothing, so it does not matter on which side it is.
-        let (keep, add) =
-            if theirs > ours { (exp(ours - theirs), 1.0) } else { (1.0, exp(theirs - ours)) };
-        self.max[row] = if theirs > ours { theirs } else { ours };
-        let join = |ours: &mut [f32], theirs: &[f32]| {
-            for (ours, theirs) in ours.iter_mut().zip(theirs) {
-                *ours = *ours * keep + theirs * add;
-            }
-        };
-        join(&mut self.sum[lanes.clone()], &part.sum[lanes]);
-        join(&mut self.acc[sums.clone()], &part.acc[sums]);
-    }
 }
 
 impl AttendScratch {
@@ -207,104 +131,6 @@ pub struct Keys<'a> {
     pub table: &'a BlockTable,
     /// The layer.
     pub layer: usize,
-}
-
-/// Where the query rows stand: row `i` was written at place `first + i`.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows<'a> {
-    /// The tokens before them.
-    pub first: usize,
-    /// None for rows that follow each other. Otherwise row 0 is the root of a tree and `parents[i]`, at
-    /// most `i`, the row that row `i + 1` follows: a row sees the sequence, its ancestors and itself.
-    pub parents: Option<&'a [u32]>,
-}
-
-impl Rows<'_> {
-    /// Rows that follow each other.
-    #[must_use]
-    pub fn chain(first: usize) -> Self {
-        Self { first, parents: None }
-    }
-
-    /// The row that a row follows.
-    fn parent(&self, row: usize) -> Option<usize> {
-        match self.parents {
-            None => row.checked_sub(1),
-            Some(parents) => row.checked_sub(1).map(|row| parents[row] as usize),
-        }
-    }
-
-    /// How many rows are before a row on its path.
-    #[must_use]
-    pub fn depth(&self, row: usize) -> usize {
-        match self.parents {
-            None => row,
-            Some(_) => std::iter::successors(self.parent(row), |row| self.parent(*row)).count(),
-        }
-    }
-
-    /// The position of a row's token in its text.
-    #[must_use]
-    pub fn position(&self, row: usize) -> usize {
-        self.first + self.depth(row)
-    }
-
-    /// The place of a position in the path of `row`.
-    fn place(&self, row: usize, position: usize) -> usize {
-        let Some(depth) = position.checked_sub(self.first) else { return position };
-        let up = self.depth(row) - depth;
-        let path = std::iter::successors(Some(row), |row| self.parent(*row));
-        self.first + path.take(up + 1).last().unwrap_or(row)
-    }
-}
-
-/// A sequence without an end (StreamingLLM, Xiao et al. 2023): every token looks at the first `sinks`
-/// tokens and at the last `window`, its own included, and everything between is given back.
-///
-/// Keys stay rotated to the positions they were written at. Within the window only distances count, and
-/// those are right. For the sinks a row has a second query, rotated to position `sinks + window - 1`: the
-/// one it would have if the cache held nothing but sinks and window. So no distance is ever longer than
-/// what the cache holds, however many tokens have gone by, and no key is rotated twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Streaming {
-    /// First tokens that are kept.
-    pub sinks: usize,
-    /// Last tokens that are kept.
-    pub window: usize,
-}
-
-/// What a query row looks at and how it scores it.
-#[derive(Clone, Copy, Debug)]
-pub struct Sight<'a> {
-    /// Multiplied onto each score.
-    pub scale: f32,
-    /// Scores are bent to lie within this of zero (Gemma 2); 0 leaves them alone.
-    pub softcap: f32,
-    /// Positions that a row sees, its own included; `usize::MAX` for all.
-    pub window: usize,
-    /// First positions of the sequence that are seen besides the window, as attention sinks (Xiao et
-    /// al. 2023, StreamingLLM).
-    pub sinks: usize,
-    /// The queries for the sinks of rows whose window has left them: rotated for position
-    /// `sinks + window - 1`, their place inside the cache, so that keys need never be rotated again. In the
-    /// shape of the queries; none to use those.
-    pub sink_q: Option<&'a [f32]>,
-}
-
-impl Sight<'_> {
-    /// All positions up to the row's own.
-    #[must_use]
-    pub fn causal(scale: f32) -> Self {
-        Self { scale, softcap: 0.0, window: usize::MAX, sinks: 0, sink_q: None }
-    }
-
-    /// Where the window of the row at `position` starts: 0 as long as nothing lies between the sinks and
-    /// the window.
-    #[must_use]
-    pub fn start(&self, position: usize) -> usize {
-        let start = (position + 1).saturating_sub(self.window);
-        if start <= self.sinks { 0 } else { start }
-    }
 }
 
 /// Attention of `m` query rows, each over what `sight` says of the positions up to its own. `q` and `out`

@@ -2,7 +2,7 @@
 //!
 //! [`blocks`] decides which block holds which positions and never sees a float, [`prefix`] knows which
 //! blocks a new sequence can take over; [`store`] owns the bytes and never decides anything;
-//! [`attend`] walks the blocks of a sequence, [`snapshot`] takes one out of the process.
+//! [`attend`] walks the blocks of a sequence as far as [`sight`] reaches, [`snapshot`] takes one out of the process.
 
 pub mod attend;
 pub mod blocks;
@@ -11,8 +11,10 @@ pub(crate) mod hash;
 pub mod prefix;
 #[cfg(any(test, fuzzing))]
 pub mod property;
+pub mod sight;
 pub mod snapshot;
 mod spill;
+mod states;
 pub mod store;
 
 /// Tokens in a block unless a cache is made with another number. A multiple of 16 in any case, so that

@@ -6,10 +6,11 @@
 //! `kv_ops` from its input.
 #![forbid(unsafe_code)]
 
-use super::attend::{AttendScratch, Keys, Rows, Sight, attend};
+use super::attend::{AttendScratch, Keys, attend};
 use super::blocks::{BlockTable, NULL_BLOCK};
 use super::elements;
 use super::hash::mix;
+use super::sight::{Rows, Sight};
 use super::snapshot::{self, Identity};
 use super::store::{KvConfig, KvShape, KvStore};
 use crate::error::Error;

@@ -9,7 +9,7 @@ use super::rope::{self, Rope, positive};
 use crate::error::{Error, Result};
 use crate::file::metadata::{Metadata, Value};
 use crate::kernel::layout::MAX_DIMENSION;
-use crate::kv::attend::Sight;
+use crate::kv::sight::Sight;
 use crate::kv::store::KvShape;
 
 pub use super::family::Activation;

@@ -7,7 +7,7 @@ use nybl::engine::runtime::{Runtime, RuntimeConfig};
 use nybl::engine::session::{Session, SessionConfig};
 use nybl::engine::speculate::Speculator;
 use nybl::kernel::KvFormat;
-use nybl::kv::attend::Streaming;
+use nybl::kv::sight::Streaming;
 use nybl::spec::control::{Controller, Metrics};
 use nybl::spec::draft::{Drafter, Ngram};
 use nybl::text::sample::SamplerConfig;

@@ -5,7 +5,7 @@ use nybl::engine::plan::{Plan, PlanConfig, Remedy, plan as make};
 use nybl::engine::session::SessionConfig;
 use nybl::file::model_file::ModelFile;
 use nybl::kernel::KvFormat;
-use nybl::kv::attend::Streaming;
+use nybl::kv::sight::Streaming;
 use std::io::Write;
 use std::path::PathBuf;
 
