@@ -5,24 +5,26 @@
 //! `raise_exception`, `strftime_now`, Python's string methods and its form of JSON.
 //!
 //! Two things matter beyond Jinja. A template is a program out of a stranger's file: its steps, its
-//! depth and its output are bounded. And what a user wrote must not become a control token: where a
+//! depth, its values (`bounds`) and its output are bounded. And what a user wrote must not become a control token: where a
 //! message spells one, the text is cut inside the spelling, and the pieces are tokenized apart.
 #![forbid(unsafe_code)]
+
+mod bounds;
 
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, machinery};
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::fmt::Write as _;
 
 /// Steps a template may take: so many, and more for each byte of the conversation, up to a limit. What it
 /// makes costs a step a byte.
-const FUEL: u64 = 300_000;
-const FUEL_PER_BYTE: u64 = 8;
-const MOST_FUEL: u64 = 1_500_000;
+const FUEL: u64 = 500_000;
+const FUEL_PER_BYTE: u64 = 12;
+const MOST_FUEL: u64 = 2_000_000;
 /// Address space for the stack of a template that runs. The values that it nests, a level a step, are written and
 /// freed by recursion, for which a host's stack is too small; pages that are not touched cost nothing.
 const STACK: usize = 512 << 20;
@@ -81,11 +83,11 @@ impl ChatTemplate {
         environment.set_recursion_limit(DEPTH);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        bounds::add_to(&mut environment);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        // Marks what a trainer learns from; to a reader it is nothing.
-        let source = source.replace("{% generation %}", "").replace("{% endgeneration %}", "");
+        let source = without_marks(source);
         check_depth(&source)?;
         environment.add_template_owned("chat", source).map_err(|error| corrupt(&error))?;
         Ok(Self { environment, bos, eos, control })
@@ -130,34 +132,51 @@ impl ChatTemplate {
     }
 
     fn render_here(&self, conversation: &Conversation<'_>) -> Result<String> {
-        let messages = parse("messages", conversation.messages, ValueKind::Seq)?;
-        let tools = conversation.tools.map(|json| parse("tools", json, ValueKind::Seq));
-        let tools = tools.transpose()?.map_or(Value::from(()), |tools| self.cut(&tools));
+        let given = |name, json, kind| -> Result<Value> {
+            let value = self.cut(&parse(name, json, kind)?);
+            bounds::outside(&value).map_err(|error| invalid(name, &error))
+        };
+        let tools = conversation.tools.map(|json| given("tools", json, ValueKind::Seq));
         let mut context: Vec<(String, Value)> = vec![
-            ("messages".into(), self.cut(&messages)),
-            ("tools".into(), tools),
+            ("messages".into(), given("messages", conversation.messages, ValueKind::Seq)?),
+            ("tools".into(), tools.transpose()?.unwrap_or_else(|| ().into())),
             ("add_generation_prompt".into(), conversation.add_generation_prompt.into()),
             ("bos_token".into(), self.bos.as_str().into()),
             ("eos_token".into(), self.eos.as_str().into()),
         ];
         if let Some(json) = conversation.variables {
-            let variables = parse("variables", json, ValueKind::Map)?;
+            let variables = given("variables", json, ValueKind::Map)?;
             for key in variables.try_iter().map_err(|error| invalid("variables", &error))? {
                 let value = variables.get_item(&key).map_err(|e| invalid("variables", &e))?;
-                context.push((key.to_string(), self.cut(&value)));
+                context.push((key.to_string(), value));
             }
         }
         let context = Value::from_pairs(context);
         let bytes = [Some(conversation.messages), conversation.tools, conversation.variables];
         let bytes: usize = bytes.into_iter().flatten().map(str::len).sum();
         let fuel = FUEL.saturating_add(FUEL_PER_BYTE.saturating_mul(bytes as u64));
+        let template = self.environment.get_template("chat").map_err(|error| corrupt(&error))?;
+        let compiled = machinery::get_compiled_template(&template);
+        let program = bounds::bounded(&compiled.instructions).map_err(|e| corrupt(&e))?;
         let mut environment = self.environment.clone();
+        // What a template could include is not bounded.
+        environment.clear_templates();
         environment.set_fuel(Some(fuel.min(MOST_FUEL)));
-        let template = environment.get_template("chat").map_err(|error| corrupt(&error))?;
-        let mut out = Bounded(Vec::new());
-        match template.render_captured_to(context, &mut out) {
-            Ok(_) => String::from_utf8(out.0)
-                .map_err(|_| Error::Internal("a template wrote what is not UTF-8".into())),
+        let mut out = String::new();
+        let ran = machinery::eval(
+            &environment,
+            &program,
+            context,
+            &compiled.blocks,
+            &mut machinery::make_string_output(&mut out),
+            AutoEscape::None,
+        );
+        match ran.map(|_| ()) {
+            Ok(()) if out.len() > LONGEST => Err(corrupt(&minijinja::Error::new(
+                ErrorKind::InvalidOperation,
+                "the text grows beyond all bounds",
+            ))),
+            Ok(()) => Ok(out),
             // What `raise_exception` says is about the conversation, not the template.
             Err(error) if error.kind() == ErrorKind::InvalidOperation && raised(&error) => {
                 let words = error.detail().unwrap_or_default();
@@ -195,6 +214,26 @@ impl ChatTemplate {
             _ => value.clone(),
         }
     }
+}
+
+/// Makes the tags around what a trainer learns from tags that change nothing, and cut space around them as they did.
+fn without_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (text, tag) = rest.split_at(at + 2);
+        out.push_str(text);
+        let inside = &tag[..tag.find("%}").unwrap_or(0)];
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
+        out.push_str(&match word {
+            "generation" => inside.replace(word, "if true"),
+            "endgeneration" => inside.replace(word, "endif"),
+            _ => inside.to_owned(),
+        });
+        rest = &tag[inside.len()..];
+    }
+    out.push_str(rest);
+    out
 }
 
 /// Refuses tags that are too long, reading the source as minijinja's lexer does.
@@ -529,6 +568,8 @@ mod tests {
             ("{{ messages[0].content.startswith('H') and 'content' in messages[0] }}", "True"),
             ("{{ messages[1:] | length }}{{ messages | length }}", "01"),
             ("{% generation %}{{ 'x' }}{% endgeneration %}", "x"),
+            ("a {%- generation -%} b {{ 'x' }}\n{%+endgeneration-%} c", "ab x\nc"),
+            ("{% if true %}{% generation %}\nx{% endgeneration %}{% endif %}", "x"),
             ("{{ messages[0].items() | list | length }}", "2"),
             ("{% macro f(a, b='q') %}{{ a ~ b }}{% endmacro %}{{ f('p') }}", "pq"),
             ("{{ tools is none }}{{ nothing is defined }}", "TrueFalse"),
@@ -590,6 +631,160 @@ mod tests {
         ] {
             let outcome = render(&grows(grow), "[]");
             assert!(outcome.is_err(), "{grow}: {} bytes", outcome.unwrap_or_default().len());
+        }
+    }
+
+    /// Every way to put a value into another one twice, sixty times over: as a walk of 2^60 nodes, no assertion
+    /// here would be reached.
+    #[test]
+    fn a_template_that_doubles_a_value_is_stopped() {
+        for grow in [
+            "[n.l, n.l]",
+            "(n.l, n.l)",
+            "{'a': n.l, 'b': n.l}",
+            "{n.l: 1, (n.l, 2): 2}",
+            "n.l + n.l",
+            "n.l * 2",
+            "[n.l * 2]",
+            "n.l[0:] + n.l[0:]",
+            "(n.l, n.l, n.l)[:2]",
+            "[n.l, n.l] | list",
+            "[[n.l, n.l]] | first",
+            "[n.l, n.l] | reverse",
+            "[n.l, n.l] | sort",
+            "[n.l, [n.l]] | unique",
+            "[n.l, n.l] | select | list",
+            "[n.l, n.l] | batch(1) | list",
+            "[n.l, n.l] | slice(2) | list",
+            "[n.l, n.l] | sum(start=[])",
+            "[n.l, n.l] | map('list') | list",
+            "[none, none] | map('default', n.l, true) | list",
+            "[{'a': n.l}, {'a': n.l}] | map(attribute='a') | list",
+            "[{'a': 1, 'b': n.l}, {'a': 1, 'b': n.l}] | groupby('a')",
+            "n.l | list | zip(n.l)",
+            "n.l | chain(n.l)",
+            "dict(a=n.l, b=n.l)",
+            "{'a': n.l, 'b': n.l} | items",
+            "{'a': n.l, 'b': n.l} | dictsort",
+            "{'a': n.l, 'b': n.l}.items()",
+            "{'a': n.l, 'b': n.l}.values() | list",
+            "[n.l | string, n.l | string]",
+            "[n.l, n.l] | join",
+            "[n.l, n.l] | tojson",
+            "n.l ~ n.l",
+            "'{}{}'.format(n.l, n.l)",
+            "'%s%s' | format(n.l, n.l)",
+            "f(n.l, n.l)",
+            "f(*[n.l, n.l])",
+            "f(**{'a': n.l, 'b': n.l})",
+            // What can change later has no weight, and could hold itself.
+            "n",
+            "[n]",
+            "{'n': n}",
+            "loop",
+            "namespace(a=n.l, b=n.l)",
+            "namespace(a=n)",
+        ] {
+            let source = format!(
+                "{{% macro f(a, b) %}}{{{{ a }}}}{{{{ b }}}}{{% endmacro %}}{{% set n = namespace(l=[1]) %}}\
+                 {{% for i in range(60) %}}{{% set n.l = {grow} %}}{{% endfor %}}{{{{ n.l ~ '' }}}}"
+            );
+            let outcome = render(&source, "[]");
+            assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{grow}: {outcome:?}");
+        }
+    }
+
+    /// A value of 2^13 nodes may be had, but whoever walks it pays for them each time.
+    #[test]
+    fn a_template_that_walks_a_value_forever_is_stopped() {
+        let walks = |walk: &str| {
+            let value = "{% for i in range(12) %}{% set n.l = [n.l, n.l] %}{% endfor %}";
+            let source = format!(
+                "{{% macro f(x, y) %}}{{% endmacro %}}{{% set n = namespace(l=[1]) %}}{value}{{% set a = n.l %}}\
+                 {{% set n.l = [1] %}}{value}{{% set b = n.l %}}{{% set c = {{'x': a, 'y': b}} %}}\
+                 {{% for i in range(20000) %}}{walk}{{% endfor %}}"
+            );
+            render(&source, "[]")
+        };
+        for walk in [
+            "{{ a }}",
+            "{{ a ~ 'x' }}",
+            "{{ 'x' ~ a }}",
+            "{% if a == b %}{% endif %}",
+            "{% if a != b %}{% endif %}",
+            "{% if a < b %}{% endif %}",
+            "{% if a >= b %}{% endif %}",
+            "{% if 1 < a < b %}{% endif %}",
+            "{% if a in [b] %}{% endif %}",
+            "{% if a not in [b] %}{% endif %}",
+            "{% if a in 'xyz' %}{% endif %}",
+            "{% if a is eq(b) %}{% endif %}",
+            "{% if a is in([b]) %}{% endif %}",
+            "{% set x = a | string %}",
+            "{% set x = a | tojson %}",
+            "{% set x = a | join %}",
+            "{% set x = a | upper %}",
+            "{% set x = a | trim %}",
+            "{% set x = a | e %}",
+            "{% set x = a | replace('x', 'y') %}",
+            "{% set x = 'xx' | replace(a, b) %}",
+            "{% set x = [a, b] | sort %}",
+            "{% set x = [a, b] | unique %}",
+            "{% set x = [a, b] | min %}",
+            "{% set x = [a, b] | max %}",
+            "{% set x = (a, b) | map('string') | list %}",
+            "{% set x = [a] | select('eq', b) | list %}",
+            "{% set x = range(1000) | reject('in', [a]) | list %}",
+            "{% set x = {'x': a} | dictsort(by='value') %}",
+            "{% set x = {a: 1} %}",
+            "{% set x = c[a] %}",
+            "{% set x = c.get(a) %}",
+            "{% set x = [b].index(a) %}",
+            "{% set x = [b].count(a) %}",
+            "{% set x = '{}'.format(a) %}",
+            "{% set x = '%s' | format(a) %}",
+            "{% filter upper %}{{ a }}{% endfilter %}",
+            "{% set x = f(**c) %}",
+            "{% for y in a recursive %}{% if y is sequence %}{{ loop(y) }}{% endif %}{% endfor %}",
+        ] {
+            let outcome = walks(walk);
+            assert!(matches!(outcome, Err(Error::Corrupt { .. })), "{walk}: {outcome:?}");
+        }
+        // What does not walk it costs what it always cost.
+        for free in ["{% if a %}{% endif %}", "{% set x = a | length %}", "{% set x = a or b %}"] {
+            assert_eq!(walks(free).as_deref(), Ok(""), "{free}");
+        }
+    }
+
+    #[test]
+    fn values_look_as_they_are() {
+        for (source, want) in [
+            ("{{ [1, (2, 'a'), {'b': [none]}] }}", "[1, (2, 'a'), {'b': [None]}]"),
+            (
+                "{{ ([1] + [2], [3] * 2, [1, 2, 3][1:], range(3)) }}",
+                "([1, 2], [3, 3], [2, 3], [0, 1, 2])",
+            ),
+            ("{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %}", "a1"),
+            (
+                "{{ ([1] + [2]) is sequence }}{{ {'a': 1} == {'a': 1} }}{{ [1] < [2] }}",
+                "TrueTrueTrue",
+            ),
+            ("{{ {(1, 2): 'x'}[(1, 2)] }}{{ [[1], [2]] | last }}", "x[2]"),
+            (
+                "{% macro f(a, b=[]) %}{{ a }}{{ b }}{% endmacro %}{{ f(b=[1], a=2) }}{{ f(*[3]) }}",
+                "2[1]3[]",
+            ),
+            (
+                "{% for x in [1, [2]] recursive %}{% if x is sequence %}({{ loop(x) }}){% else %}{{ x }}{% endif %}{% endfor %}",
+                "1(2)",
+            ),
+            (
+                "{% for x in range(5) if x is odd %}{{ x }}{{ loop.last }}{% endfor %}",
+                "1False3True",
+            ),
+            ("{{ ('a' if messages else 'b') ~ (1 < 2 < 3) }}", "bTrue"),
+        ] {
+            assert_eq!(render(source, "[]").as_deref(), Ok(want), "{source}");
         }
     }
 
