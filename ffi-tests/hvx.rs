@@ -101,6 +101,8 @@ fn build() -> Result<PathBuf, String> {
                 .args(["--target=hexagon-unknown-linux-musl", "-O2", "-std=c11", "-ffreestanding"])
                 .args(["-fno-tree-vectorize", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"])
                 .args(flags.split_whitespace())
+                // A sanitizer's, from CI.
+                .args(std::env::var("NYBL_HVX_CFLAGS").unwrap_or_default().split_whitespace())
                 .args(["-I".as_ref(), root().join("kernels").as_os_str()])
                 .args(["-c".as_ref(), path.as_os_str(), "-o".as_ref(), object.as_os_str()]),
         )?;

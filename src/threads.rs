@@ -14,13 +14,24 @@ use crate::cores::CorePolicy;
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+// What ends a job early: it is set from outside.
+use std::sync::atomic::AtomicBool as Flag;
 use std::sync::{Arc, Mutex, TryLockError};
-use std::thread::{JoinHandle, Thread};
+#[cfg(not(all(test, loom)))]
+use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
+    thread,
+};
+#[cfg(all(test, loom))]
+use {
+    loom::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering},
+    loom::{hint::spin_loop, thread},
+};
 
 /// Rounds a thread looks for work before it sleeps: some tens of microseconds, which covers the
-/// serial stretches between two joins of a token.
-const SPINS: u32 = 4_000;
+/// serial stretches between two joins of a token. A model of all orders has no use for them.
+const SPINS: u32 = if cfg!(loom) { 0 } else { 4_000 };
 
 /// Set in [`Shared::gate`] while a job may be entered; the bits below count the workers inside.
 const OPEN: usize = 1 << 31;
@@ -32,7 +43,7 @@ pub type Executor = Arc<dyn Fn(usize, &(dyn Fn(usize) + Sync)) + Send + Sync>;
 /// A fixed set of worker threads; the calling thread is one of them.
 pub struct Pool {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<thread::JoinHandle<()>>,
     /// The host's threads, and how many it says they are.
     host: Option<(Executor, usize)>,
     /// Held while a job runs. A second caller finds it taken and works alone.
@@ -59,12 +70,12 @@ struct Counter(AtomicUsize);
 
 struct Job<'a> {
     tile: &'a (dyn Fn(usize) + Sync),
-    interrupt: Option<&'a AtomicBool>,
+    interrupt: Option<&'a Flag>,
     tiles: usize,
     /// One for each stretch of tiles.
     next: &'a [Counter],
     panicked: Mutex<Option<Box<dyn std::any::Any + Send>>>,
-    caller: Thread,
+    caller: thread::Thread,
 }
 
 impl Job<'_> {
@@ -97,13 +108,13 @@ impl Job<'_> {
 }
 
 thread_local! {
-    static INTERRUPT: RefCell<Option<Arc<AtomicBool>>> = const { RefCell::new(None) };
+    static INTERRUPT: RefCell<Option<Arc<Flag>>> = const { RefCell::new(None) };
 }
 
 /// While it lives, jobs that its thread runs may end early: see [`interruptible`].
 #[cfg(feature = "engine")]
 pub(crate) struct Interruptible {
-    before: Option<Arc<AtomicBool>>,
+    before: Option<Arc<Flag>>,
     of_this_thread: std::marker::PhantomData<*const ()>,
 }
 
@@ -111,7 +122,7 @@ pub(crate) struct Interruptible {
 /// the result is dropped. Whoever sets it must not use what they compute: jobs do not tell.
 #[cfg(feature = "engine")]
 #[must_use = "it holds only as long as this value lives"]
-pub(crate) fn interruptible(flag: &Arc<AtomicBool>) -> Interruptible {
+pub(crate) fn interruptible(flag: &Arc<Flag>) -> Interruptible {
     let before = INTERRUPT.replace(Some(Arc::clone(flag)));
     Interruptible { before, of_this_thread: std::marker::PhantomData }
 }
@@ -124,7 +135,7 @@ impl Drop for Interruptible {
     }
 }
 
-fn is_set(interrupt: Option<&AtomicBool>) -> bool {
+fn is_set(interrupt: Option<&Flag>) -> bool {
     interrupt.is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
@@ -158,7 +169,7 @@ impl Pool {
         let workers = (0..threads - 1)
             .map_while(|index| {
                 let (shared, cores) = (Arc::clone(&shared), cores.clone());
-                std::thread::Builder::new()
+                thread::Builder::new()
                     .name(format!("nybl-{}", index + 1))
                     .spawn(move || {
                         if let Some(cores) = cores {
@@ -233,7 +244,7 @@ impl Pool {
             tiles,
             next,
             panicked: Mutex::new(None),
-            caller: std::thread::current(),
+            caller: thread::current(),
         };
         self.open(&job);
         job.work(0);
@@ -286,9 +297,9 @@ impl Pool {
         while self.shared.gate.load(Ordering::Acquire) != 0 {
             spins += 1;
             if spins < SPINS {
-                std::hint::spin_loop();
+                spin_loop();
             } else {
-                std::thread::park();
+                thread::park();
             }
         }
     }
@@ -318,11 +329,11 @@ impl Shared {
                 }
             } else if spins < SPINS {
                 spins += 1;
-                std::hint::spin_loop();
+                spin_loop();
             } else {
                 self.sleeping[index].store(true, Ordering::SeqCst);
                 if !self.has_news(index, last) && !self.quit.load(Ordering::Acquire) {
-                    std::thread::park();
+                    thread::park();
                 }
                 self.sleeping[index].store(false, Ordering::SeqCst);
                 spins = 0;
@@ -440,7 +451,80 @@ impl<T> SharedMut<T> {
     }
 }
 
-#[cfg(test)]
+/// The pool under [loom](https://docs.rs/loom), which runs every order of its threads' steps and every value that
+/// the memory model lets an atomic load see: `RUSTFLAGS="--cfg loom" cargo test --lib threads::model`.
+#[cfg(all(test, loom))]
+mod model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+
+    /// What tiles write and the caller reads, without synchronisation of its own: loom reports every access that
+    /// the pool does not order.
+    struct Cells(Vec<UnsafeCell<usize>>);
+
+    // SAFETY: loom runs one thread at a time.
+    unsafe impl Sync for Cells {}
+
+    impl Cells {
+        fn new(count: usize) -> Self {
+            Self((0..count).map(|_| UnsafeCell::new(0)).collect())
+        }
+        fn add(&self, index: usize) {
+            // SAFETY: loom has checked that nobody else has it.
+            self.0[index].with_mut(|cell| unsafe { *cell += 1 });
+        }
+        fn all_are(&self, count: usize) {
+            // SAFETY: loom has checked that nobody writes it.
+            self.0.iter().for_each(|cell| cell.with(|cell| assert_eq!(unsafe { *cell }, count)));
+        }
+    }
+
+    /// Each tile of each job runs once, its writes are seen when `run` returns, no worker is in a job by then, and
+    /// every worker ends with its pool.
+    fn check(threads: usize, jobs: usize, tiles: usize, limits: &'static [usize]) {
+        let mut model = loom::model::Builder::new();
+        // With a third thread, all orders with three take minutes.
+        model.preemption_bound = Some(if threads > 2 { 2 } else { 3 });
+        model.check(move || {
+            let pool = Pool::new(threads).unwrap();
+            let kept = Cells::new(tiles);
+            for job in 0..jobs {
+                if let Some(limit) = limits.get(job) {
+                    pool.limit(*limit);
+                }
+                let cells = Cells::new(tiles);
+                pool.run(tiles, &|index| {
+                    cells.add(index);
+                    kept.add(index);
+                });
+                cells.all_are(1);
+                kept.all_are(job + 1);
+            }
+        });
+    }
+
+    #[test]
+    fn one_job_on_two_threads() {
+        check(2, 1, 3, &[]);
+    }
+
+    #[test]
+    fn jobs_after_each_other() {
+        check(2, 2, 2, &[]);
+    }
+
+    #[test]
+    fn a_worker_kept_out_and_let_in() {
+        check(2, 2, 2, &[1, 2]);
+    }
+
+    #[test]
+    fn one_job_on_three_threads() {
+        check(3, 1, 2, &[]);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
@@ -464,7 +548,7 @@ mod tests {
     fn workers_that_slept_wake_up() {
         let pool = Pool::new(2).unwrap();
         for _ in 0..3 {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            thread::sleep(std::time::Duration::from_millis(20));
             let mut data = vec![0_usize; 100];
             pool.chunks_mut(&mut data, 7, &|index, chunk| chunk.fill(index));
             assert!(data.iter().enumerate().all(|(i, &x)| x == i / 7));
@@ -475,7 +559,7 @@ mod tests {
     fn two_callers_and_nested_calls_do_not_block() {
         let pool = Pool::new(3).unwrap();
         let total = AtomicU32::new(0);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     pool.run(10, &|_| {
@@ -532,9 +616,9 @@ mod tests {
             let names = Mutex::new(std::collections::BTreeSet::new());
             for _ in 0..if cfg!(miri) { 2 } else { 200 } {
                 pool.run(8, &|_| {
-                    let name = std::thread::current().name().map(str::to_owned);
+                    let name = thread::current().name().map(str::to_owned);
                     names.lock().unwrap().insert(name);
-                    std::thread::yield_now();
+                    thread::yield_now();
                 });
             }
             names.into_inner().unwrap().len()
@@ -547,7 +631,7 @@ mod tests {
     #[test]
     fn the_hosts_threads_do_all_the_work() {
         let executor: Executor = Arc::new(|tiles, tile| {
-            std::thread::scope(|scope| {
+            thread::scope(|scope| {
                 scope.spawn(|| (0..tiles / 2).for_each(tile));
                 (tiles / 2..tiles).for_each(tile);
             });
@@ -569,18 +653,17 @@ mod tests {
     fn workers_stay_on_their_cores() {
         let core = *affinity::allowed().last().unwrap();
         let pool = Pool::on(3, &CorePolicy::These(vec![core])).unwrap();
-        let here = std::thread::current().id();
+        let here = thread::current().id();
         for _ in 0..100 {
             pool.run(6, &|_| {
-                if std::thread::current().id() != here {
+                if thread::current().id() != here {
                     assert_eq!(affinity::allowed(), [core]);
                 }
-                std::thread::yield_now();
+                thread::yield_now();
             });
         }
         assert!(
-            affinity::allowed().len() > 1
-                || std::thread::available_parallelism().unwrap().get() == 1
+            affinity::allowed().len() > 1 || thread::available_parallelism().unwrap().get() == 1
         );
     }
 
