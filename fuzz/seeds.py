@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts seeds for every target into corpus/: real files of the project, and of ../shared where it lies beside the
-checkout. `fuzz/seeds.py [NYBL]`; NYBL is the program, which packs the seeds of `packed`
-(default: target/release/nybl).
+checkout. `fuzz/seeds.py [--ours] [NYBL]`; NYBL is the program, which packs the seeds of `packed`
+(default: target/release/nybl). With --ours nothing of others gets in: seeds/ grows from that.
 """
 import json
 import pathlib
@@ -14,7 +14,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FAMILIES = ROOT / "ffi-tests/data/families"
 SHARED = ROOT.parent / "shared"
-NYBL = sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/release/nybl"
+ARGUMENTS = [argument for argument in sys.argv[1:] if argument != "--ours"]
+NYBL = ARGUMENTS[0] if ARGUMENTS else ROOT / "target/release/nybl"
 
 
 def put(target, name, data):
@@ -156,7 +157,7 @@ def main():
     text = "Once upon a <s>time</s> é 🦀\n\n  aab".encode()
     for name, file in (("bytes", BYTES), ("spaces", SPACES)):
         put("tokenizer", name, json.dumps(file, ensure_ascii=False).encode() + b"\0" + text)
-    for name in ("smollm2", "gpt2"):
+    for name in () if "--ours" in sys.argv else ("smollm2", "gpt2"):
         path = SHARED / "tokenizers" / name / "tokenizer.json"
         if path.exists():
             put("tokenizer", name, shortened(path, 400) + b"\0" + text)
