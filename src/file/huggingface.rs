@@ -642,7 +642,17 @@ mod tests {
 
     type Shapes = Vec<(&'static str, &'static [usize])>;
 
+    type Files = BTreeMap<String, Source>;
+
     fn folder(change: impl FnOnce(&mut Json, &mut Shapes)) -> Result<Checkpoint> {
+        from_files("folder", &files(change))
+    }
+
+    fn put(files: &mut Files, name: &str, bytes: impl Into<Vec<u8>>) {
+        files.insert(name.into(), Source::from_vec(name, bytes.into()));
+    }
+
+    fn files(change: impl FnOnce(&mut Json, &mut Shapes)) -> Files {
         let mut config = serde_json::json!({
             "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1,
             "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 16,
@@ -666,8 +676,105 @@ mod tests {
             ("config.json", config.to_string().into_bytes()),
             ("model.safetensors", safetensors(&tensors)),
         ];
-        let files = files.map(|(name, bytes)| (name.into(), Source::from_vec(name, bytes)));
-        from_files("folder", &files.into())
+        files.map(|(name, bytes)| (name.into(), Source::from_vec(name, bytes))).into()
+    }
+
+    /// What `of` with these files besides says of the tokenizer, or why it is refused.
+    fn beside(extra: &[(&str, &[u8])]) -> Result<Metadata> {
+        let mut all = files(|_, _| {});
+        extra.iter().for_each(|(name, bytes)| put(&mut all, name, *bytes));
+        from_files("folder", &all).map(|checkpoint| checkpoint.metadata)
+    }
+
+    #[test]
+    fn weights_in_parts_are_found_and_missed() {
+        let mut all = files(|_, tensors| tensors.truncate(10));
+        let first = all.remove("model.safetensors").unwrap();
+        let refused =
+            |all: &Files| from_files("folder", all).err().expect("it is refused").to_string();
+        assert!(refused(&all).contains("model.safetensors: is missing"));
+        all.insert("model-00001-of-00002.safetensors".into(), first.clone());
+        assert!(refused(&all).contains("model-00002-of-00002.safetensors: is missing"));
+        let last = safetensors(&[("model.norm.weight", &[8])]);
+        put(&mut all, "model-00002-of-00002.safetensors", last.clone());
+        let checkpoint = from_files("folder", &all).unwrap();
+        assert_eq!((checkpoint.tensors.len(), checkpoint.files.len()), (11, 2));
+        // Names that nobody numbered.
+        all.retain(|name, _| name == "config.json");
+        all.insert("a.safetensors".into(), first);
+        put(&mut all, "b.safetensors", last);
+        assert_eq!(from_files("folder", &all).unwrap().tensors.len(), 11);
+    }
+
+    #[test]
+    fn what_a_folder_says_of_its_tokenizer() {
+        let named = br#"{"add_bos_token": true, "chat_template": [
+            {"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]}"#;
+        let metadata = beside(&[
+            ("tokenizer.json", b"{}"),
+            ("tokenizer_config.json", named),
+            ("generation_config.json", br#"{"eos_token_id": [7, 2]}"#),
+        ])
+        .unwrap();
+        let text = |metadata: &Metadata, key: &str| metadata.get(key).cloned();
+        assert_eq!(text(&metadata, "tokenizer.huggingface.json"), Some(Value::Text("{}".into())));
+        assert_eq!(text(&metadata, "tokenizer.chat_template"), Some(Value::Text("yes".into())));
+        assert_eq!(text(&metadata, "tokenizer.nybl.add_bos"), Some(Value::Bool(true)));
+        let eos = text(&metadata, "tokenizer.nybl.eos_ids");
+        assert_eq!(eos, Some(Value::Integers(vec![7, 2, 3])));
+        // A file of its own is newer than the same in the settings.
+        let one: (&str, &[u8]) = ("tokenizer_config.json", br#"{"chat_template": "old"}"#);
+        let metadata = beside(&[one]).unwrap();
+        assert_eq!(text(&metadata, "tokenizer.chat_template"), Some(Value::Text("old".into())));
+        let metadata = beside(&[one, ("chat_template.jinja", b"new")]).unwrap();
+        assert_eq!(text(&metadata, "tokenizer.chat_template"), Some(Value::Text("new".into())));
+        let error = beside(&[("tokenizer.json", b"\xff")]).err().expect("no text").to_string();
+        assert!(error.contains("tokenizer.json") && error.contains("UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn tokens_added_to_a_sentencepiece_model_come_behind_it() {
+        const MODEL: &[u8] =
+            include_bytes!("../../ffi-tests/fixtures/sentencepiece/tokenizer.model");
+        let with = |name: &str, json: String| {
+            beside(&[("tokenizer.model", MODEL), (name, json.as_bytes())])
+        };
+        let texts = |metadata: &Metadata| match metadata.get("tokenizer.ggml.tokens") {
+            Some(Value::Texts(texts)) => texts.clone(),
+            other => panic!("{other:?}"),
+        };
+        let plain = texts(&with("ignored.json", String::new()).unwrap());
+        let end = plain.len();
+        let decoder = |id: usize, text: &str| {
+            format!(
+                r#"{{"add_bos_token": false, "added_tokens_decoder":
+                {{"{id}": {{"content": "{text}", "special": true}}}}}}"#
+            )
+        };
+        for (name, json) in [
+            ("tokenizer_config.json", decoder(end, "<|x|>")),
+            ("added_tokens.json", format!(r#"{{"<|x|>": {end}}}"#)),
+        ] {
+            let metadata = with(name, json).unwrap();
+            assert_eq!(texts(&metadata)[end..], ["<|x|>"]);
+            assert_eq!(metadata.get("tokenizer.ggml.eos_token_id"), Some(&Value::Unsigned(2)));
+        }
+        // One that is there already, one in another's place, one after a gap, and what is none.
+        let known = with("tokenizer_config.json", decoder(5, &plain[5])).unwrap();
+        assert_eq!(texts(&known), plain);
+        for (name, json, why) in [
+            ("tokenizer_config.json", decoder(5, "other"), "in tokenizer.model"),
+            ("tokenizer_config.json", decoder(end + 1, "<|x|>"), "after a gap"),
+            (
+                "tokenizer_config.json",
+                r#"{"added_tokens_decoder": {"x": {}}}"#.into(),
+                "not a token",
+            ),
+            ("added_tokens.json", r#"{"<|x|>": "y"}"#.into(), "not a token"),
+        ] {
+            let error = with(name, json).err().expect("it is refused").to_string();
+            assert!(error.contains(why), "{error}");
+        }
     }
 
     #[test]
