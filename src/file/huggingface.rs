@@ -728,7 +728,7 @@ mod tests {
         assert_eq!(text(&metadata, "tokenizer.chat_template"), Some(Value::Text("old".into())));
         let metadata = beside(&[one, ("chat_template.jinja", b"new")]).unwrap();
         assert_eq!(text(&metadata, "tokenizer.chat_template"), Some(Value::Text("new".into())));
-        let error = beside(&[("tokenizer.json", b"\xff")]).err().expect("no text").to_string();
+        let error = beside(&[("tokenizer.json", b"\xff")]).expect_err("no text").to_string();
         assert!(error.contains("tokenizer.json") && error.contains("UTF-8"), "{error}");
     }
 
@@ -772,7 +772,7 @@ mod tests {
             ),
             ("added_tokens.json", r#"{"<|x|>": "y"}"#.into(), "not a token"),
         ] {
-            let error = with(name, json).err().expect("it is refused").to_string();
+            let error = with(name, json).expect_err("it is refused").to_string();
             assert!(error.contains(why), "{error}");
         }
     }

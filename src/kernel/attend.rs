@@ -55,6 +55,8 @@ pub(super) trait Simd {
         q: [*const i8; R],
         sums: [i32; R],
     ) -> Rows<i32, R>;
+    /// Fetches a line, on x86 into the second cache: the first can wait for few lines at a time, and a fetch that finds
+    /// no place among them holds up everything behind it.
     unsafe fn prefetch(line: *const u8);
 
     /// `acc[j] += q[j] * k[j]`.
@@ -411,12 +413,8 @@ impl Step {
         // SAFETY: the caller vouches for the chunk, the rows and the features; `d` is a multiple of 16 and
         // so of every width.
         unsafe {
-            for at in (0..LANES * E::value_row(a.d)).step_by(64).take(if E::SCALED {
-                usize::MAX
-            } else {
-                0
-            }) {
-                fetch::<S>(self.v_ahead, at);
+            if E::SCALED {
+                fetch::<S>(self.v_ahead, LANES * E::value_row(a.d));
             }
             while column + 4 * S::WIDTH <= a.d {
                 self.add_columns::<S, E, R, 4>(a, weights, column);
@@ -448,11 +446,9 @@ impl Step {
             }
             for position in self.seen.0..self.seen.1 {
                 let from = self.v.add(position * row_bytes);
-                if !E::SCALED {
-                    for line in (0..row_bytes * C * S::WIDTH / a.d).step_by(64) {
-                        let line = position * row_bytes + column * row_bytes / a.d + line;
-                        fetch::<S>(self.v_ahead, line);
-                    }
+                for line in (0..row_bytes * C * S::WIDTH / a.d).step_by(64) {
+                    let line = position * row_bytes + column * row_bytes / a.d + line;
+                    fetch::<S>(self.v_ahead, line);
                 }
                 let weight: [_; R] = std::array::from_fn(|r| S::splat(weights.0[r][position]));
                 for c in 0..C {

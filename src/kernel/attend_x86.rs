@@ -128,7 +128,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(line: *const u8) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }
 
@@ -246,7 +246,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(line: *const u8) {
         // SAFETY: a prefetch never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
 }
 
