@@ -20,8 +20,8 @@ use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::fmt::Write as _;
 
-/// Steps a template may take: so many, and more for each byte of the conversation, up to a limit. What it
-/// makes costs a step a byte.
+/// Steps a template may take: so many, and more for each byte of the conversation, up to a limit. 64
+/// bytes that it makes cost a step, and so does what it walks (`bounds`).
 const FUEL: u64 = 500_000;
 const FUEL_PER_BYTE: u64 = 12;
 const MOST_FUEL: u64 = 2_000_000;
