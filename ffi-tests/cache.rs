@@ -449,14 +449,24 @@ fn perplexity(model: &Model, format: KvFormat, windows: &[Vec<u32>]) -> f64 {
 
 #[test]
 fn integers_cost_little_perplexity_on_real_models() {
+    // Attention of stories260K is sharp, and what a token loses or gains by rounding is three times what it is elsewhere:
+    // fewer tokens say little of the mean.
     let cases = [
-        (data("nursery.F16.gguf"), "nursery_val.txt"),
-        (shared("models/nursery-draft/nursery-draft.F16.gguf"), "nursery_val.txt"),
-        (shared("models/stories260K/stories260K.F16.gguf"), "tinystories_slice_decoded.txt"),
-        (shared("models/babyllama105/babyllama105.F16.gguf"), "tinystories_slice_decoded.txt"),
+        (data("nursery.F16.gguf"), "nursery_val.txt", 20_000),
+        (shared("models/nursery-draft/nursery-draft.F16.gguf"), "nursery_val.txt", 20_000),
+        (
+            shared("models/stories260K/stories260K.F16.gguf"),
+            "tinystories_slice_decoded.txt",
+            120_000,
+        ),
+        (
+            shared("models/babyllama105/babyllama105.F16.gguf"),
+            "tinystories_slice_decoded.txt",
+            20_000,
+        ),
     ];
     let mut far = Vec::new();
-    for (file, text) in cases {
+    for (file, text, enough) in cases {
         let text = shared(&format!("text/{text}"));
         if !file.exists() || !text.exists() {
             eprintln!("skipped: {} on {} is not here", file.display(), text.display());
@@ -476,7 +486,7 @@ fn integers_cost_little_perplexity_on_real_models() {
             ids.truncate(model.config().context);
             tokens += ids.len();
             windows.push(ids);
-            if tokens > 20_000 {
+            if tokens > enough {
                 break;
             }
         }
@@ -487,9 +497,7 @@ fn integers_cost_little_perplexity_on_real_models() {
             100.0 * (i8 / f16 - 1.0),
             100.0 * (i4 / f16 - 1.0)
         );
-        // Heads of 8 floats with one scale, and sharp attention, cost stories260K a little more.
-        let limit = if model.config().head_dim < 16 { 0.002 } else { 0.001 };
-        far.extend(((i8 / f16 - 1.0).abs() >= limit).then_some((file.clone(), "i8", i8 / f16)));
+        far.extend(((i8 / f16 - 1.0).abs() >= 0.001).then_some((file.clone(), "i8", i8 / f16)));
         far.extend(((i4 / f16 - 1.0).abs() >= 0.01).then_some((file, "i4", i4 / f16)));
     }
     assert!(far.is_empty(), "{far:?}");

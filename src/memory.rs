@@ -107,6 +107,12 @@ impl Memory {
     }
 }
 
+/// Whether the buffers that this thread makes come from a host's allocator.
+#[must_use]
+pub fn is_from_host() -> bool {
+    CURRENT.with_borrow(|current| current.0.is_some())
+}
+
 /// While it lives, a [`Memory`] is that of the thread.
 pub struct Entered {
     before: Memory,

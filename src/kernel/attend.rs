@@ -8,7 +8,7 @@
 //! here and the same for all (`docs/numerics.md`).
 
 use super::abi::AttendArgs;
-use super::ops::{LANES, Lanes, exp, soft_cap};
+use super::ops::{LANES, Lanes, exp_down, soft_cap};
 use std::marker::PhantomData;
 
 /// Chunks between the one at work and the one that is fetched: about the latency of memory.
@@ -48,12 +48,13 @@ pub(super) trait Simd {
     /// The low or high nibbles of bytes, less 8, as floats.
     unsafe fn load_i4(from: *const u8, high: bool) -> Self::V;
     /// The dots of 16 keys (`[d / 4][16][4]`) with rows of query codes (`AttendArgs::q_codes`), whose sums
-    /// are at hand.
+    /// are at hand. Meanwhile as many bytes are fetched from `ahead`, if that is somewhere.
     unsafe fn dots<const R: usize>(
         k: *const u8,
         d: usize,
         q: [*const i8; R],
         sums: [i32; R],
+        ahead: *const u8,
     ) -> Rows<i32, R>;
     /// Fetches a line, on x86 into the second cache: the first can wait for few lines at a time, and a fetch that finds
     /// no place among them holds up everything behind it.
@@ -92,7 +93,7 @@ pub(super) trait Elements {
 
 /// Fetches the line that lies `at` bytes after `ahead`, if that is somewhere.
 #[inline(always)]
-unsafe fn fetch<S: Simd>(ahead: *const u8, at: usize) {
+pub(super) unsafe fn fetch<S: Simd>(ahead: *const u8, at: usize) {
     if !ahead.is_null() {
         // SAFETY: the caller vouches for the features; a prefetch never faults.
         unsafe { S::prefetch(ahead.wrapping_add(at)) };
@@ -213,12 +214,10 @@ impl<const FOUR: bool> Elements for Codes<FOUR> {
         // SAFETY: the caller vouches for a chunk of keys with its scales, `R` query rows from `row`, and
         // the features.
         unsafe {
-            for at in (0..=LANES * a.d).step_by(64) {
-                fetch::<S>(ahead, at);
-            }
             let codes = std::array::from_fn(|r| a.q_codes.add((row + r) * 4 * a.d));
             let sums = std::array::from_fn(|r| *a.q_sums.add(row + r));
-            let dots = S::dots::<R>(k, a.d, codes, sums);
+            let dots = S::dots::<R>(k, a.d, codes, sums, ahead);
+            fetch::<S>(ahead, LANES * a.d);
             let key_scales = k.add(LANES * a.d).cast::<f32>();
             for r in 0..R {
                 let scale = S::splat(*a.q_scales.add(row + r));
@@ -368,7 +367,7 @@ impl Step {
                     let top = scores[hidden..count].iter().fold(*max, larger);
                     // Multiplying by one changes nothing, so only a new maximum needs the rescale.
                     if top > *max {
-                        let shrink = exp(*max - top);
+                        let shrink = exp_down(*max - top);
                         let sum = std::slice::from_raw_parts_mut(a.sum.add(row * LANES), LANES);
                         let acc = std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d);
                         sum.iter_mut().for_each(|x| *x *= shrink);
@@ -384,7 +383,8 @@ impl Step {
             for r in 0..R {
                 let weights = &mut weights.0[r];
                 for i in 0..LANES {
-                    let weight = exp(weights[i] - tops[r]).to_bits() & seen[i] & !unseen[i];
+                    let weight = exp_down(weights[i] - tops[r]);
+                    let weight = weight.to_bits() & seen[i] & !unseen[i];
                     weights[i] = f32::from_bits(weight);
                 }
             }
@@ -544,6 +544,7 @@ impl Simd for Plain {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
+        _ahead: *const u8,
     ) -> Rows<i32, R> {
         // SAFETY: the caller vouches for `16 * d` key codes and `2 * d` query codes a row.
         unsafe {

@@ -1,7 +1,7 @@
 //! Vectors of the attention rows for NEON, and for NEON with dotprod, which only the integer dots differ in.
 
 use super::arm_asm::{fcvtl, sdot};
-use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows};
+use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows, fetch};
 use super::ops::LANES;
 use std::arch::aarch64::*;
 
@@ -93,9 +93,15 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
+        ahead: *const u8,
     ) -> Rows<i32, R> {
         // SAFETY: as the callee wants it.
-        unsafe { Rows(q.map(|q| if DOTS { dots_sdot(k, d, q) } else { dots_wide(k, d, q) })) }
+        unsafe {
+            for line in 0..d / 4 {
+                fetch::<Self>(ahead, 64 * line);
+            }
+            Rows(q.map(|q| if DOTS { dots_sdot(k, d, q) } else { dots_wide(k, d, q) }))
+        }
     }
 
     #[inline(always)]

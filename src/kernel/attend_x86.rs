@@ -4,7 +4,7 @@
 //! that adds is taken off where the accumulators start; the two bytes of a query code have dots of
 //! their own. AVX2 widens keys to 16 bits and multiplies them by whole codes. Both are exact.
 
-use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows};
+use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows, fetch};
 use super::ops::LANES;
 use std::arch::x86_64::*;
 
@@ -93,6 +93,7 @@ impl Simd for Avx2 {
         d: usize,
         q: [*const i8; R],
         _sums: [i32; R],
+        ahead: *const u8,
     ) -> Rows<i32, R> {
         let mut dots = Rows([[0; LANES]; R]);
         // SAFETY: the caller vouches for `16 * d` key codes, the query codes (whole ones from `2 * d` on)
@@ -100,6 +101,7 @@ impl Simd for Avx2 {
         unsafe {
             let mut acc = [[_mm256_setzero_si256(); 4]; R];
             for i in (0..d).step_by(4) {
+                fetch::<Self>(ahead, LANES * i);
                 let code: [_; R] = std::array::from_fn(|r| {
                     _mm256_set1_epi64x(q[r].add(2 * d + 2 * i).cast::<i64>().read_unaligned())
                 });
@@ -218,6 +220,7 @@ impl Simd for Avx512 {
         d: usize,
         q: [*const i8; R],
         sums: [i32; R],
+        ahead: *const u8,
     ) -> Rows<i32, R> {
         let mut dots = Rows([[0; LANES]; R]);
         // SAFETY: the caller vouches for `16 * d` key codes, the query codes and the features.
@@ -227,6 +230,7 @@ impl Simd for Avx512 {
             // Takes off what 128 more in every key adds. Whatever overflows on the way, the end fits.
             let mut low = sums.map(|sum| _mm512_set1_epi32(sum.wrapping_mul(-128)));
             for i in (0..d).step_by(4) {
+                fetch::<Self>(ahead, LANES * i);
                 let keys = _mm512_xor_si512(_mm512_loadu_si512(k.add(16 * i).cast()), flip);
                 for r in 0..R {
                     let codes = _mm512_set1_epi32(q[r].add(i).cast::<i32>().read_unaligned());

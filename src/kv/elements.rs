@@ -9,6 +9,12 @@ use crate::kernel::{KvFormat, LANES};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::f16;
 
+/// Rows of so few floats are rounded clearly better by one scale than by another, and searching costs them little.
+const SHORT: usize = 16;
+
+/// Codes that the largest magnitude of a short row may become.
+const TOPS: std::ops::Range<u8> = 96..128;
+
 /// Writes a key of up to `d` floats into lane `lane` of a chunk of keys.
 pub(super) fn write_key(format: KvFormat, chunk: &mut [u8], d: usize, lane: usize, key: &[f32]) {
     match format {
@@ -115,14 +121,27 @@ fn to_half(x: f32) -> f16 {
     if half.is_infinite() && x.is_finite() { f16::MAX.copysign(half) } else { half }
 }
 
-/// The scale of a row in codes of -127 to 127, and its inverse. A row below 1e-30 is all zeros; one that
-/// holds an infinity or a NaN gets a NaN for its scale, so that damage shows.
+/// The scale of a row in codes of -127 to 127, and its inverse: the largest magnitude becomes 127 or, in a short
+/// row, that of [`TOPS`] with the least squared error. A row below 1e-30 is all zeros; one that holds an infinity
+/// or a NaN gets a NaN for its scale, so that damage shows.
 fn eight_bits(row: &[f32]) -> (f32, f32) {
     let top = f32::from_bits(row.iter().fold(0, |top: u32, x| top.max(x.to_bits() & 0x7fff_ffff)));
     match top {
         _ if top < 1e-30 => (0.0, 0.0),
-        _ if top.is_finite() => (top / 127.0, 127.0 / top),
-        _ => (f32::NAN, 0.0),
+        _ if !top.is_finite() => (f32::NAN, 0.0),
+        _ if row.len() > SHORT => (top / 127.0, 127.0 / top),
+        _ => {
+            let error = |code: f32| {
+                let off = |x: &f32| (x * (code / top)).round_ties_even() * (top / code) - x;
+                row.iter().map(off).fold(0.0, |sum, off| off.mul_add(off, sum))
+            };
+            let better = |best: (f32, f32), code| {
+                let error = error(code);
+                if error < best.1 { (code, error) } else { best }
+            };
+            let (code, _) = TOPS.map(f32::from).fold((127.0, f32::INFINITY), better);
+            (top / code, code / top)
+        }
     }
 }
 
@@ -188,6 +207,28 @@ mod tests {
                 assert!((near - x).abs() <= 1.001 * value_scales[lane].abs(), "{near} {x}");
             }
         }
+    }
+
+    #[test]
+    fn a_short_row_has_the_best_of_its_scales() {
+        let error = |row: &[f32], (scale, inverse): (f32, f32)| -> f64 {
+            let off = |x: &f32| f64::from(f32::from(round(x * inverse)) * scale - x);
+            row.iter().map(off).map(|off| off * off).sum()
+        };
+        let (mut searched, mut plain) = (0.0, 0.0);
+        for seed in 0..200 {
+            let row = &row(seed)[..8];
+            let top = row.iter().fold(0.0, |top: f32, x| top.max(x.abs()));
+            let chosen = error(row, eight_bits(row));
+            for code in TOPS.map(f32::from) {
+                assert!(chosen <= error(row, (top / code, code / top)) * 1.001);
+            }
+            (searched, plain) = (searched + chosen, plain + error(row, (top / 127.0, 127.0 / top)));
+        }
+        assert!(searched < plain * 0.6, "{searched} {plain}");
+        let long = &row(1)[..17];
+        let top = long.iter().fold(0.0, |top: f32, x| top.max(x.abs()));
+        assert_eq!(eight_bits(long), (top / 127.0, 127.0 / top));
     }
 
     #[test]

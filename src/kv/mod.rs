@@ -8,9 +8,12 @@ pub mod attend;
 pub mod blocks;
 mod elements;
 pub(crate) mod hash;
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+mod large_pages;
 pub mod prefix;
 #[cfg(any(test, fuzzing))]
 pub mod property;
+mod regions;
 pub mod sight;
 pub mod snapshot;
 mod spill;

@@ -13,6 +13,7 @@
 use super::BLOCK_TOKENS;
 use super::blocks::{BlockPool, BlockTable, Exhausted, NULL_BLOCK, Plan};
 use super::elements;
+use super::regions::{Piece, Regions};
 use super::spill::{Slot, SpillFile};
 use crate::error::{Error, Result};
 use crate::kernel::{KvFormat, LANES};
@@ -95,7 +96,7 @@ enum Place {
     /// It has none: nobody holds it.
     #[default]
     Nowhere,
-    Memory(Aligned<u8>),
+    Memory(Piece),
     File(Slot),
 }
 
@@ -125,6 +126,7 @@ pub struct KvStore {
     pool: BlockPool,
     /// A block has memory from its first use until [`KvStore::trim`] or until the budget needs it.
     blocks: Vec<Block>,
+    regions: Regions,
     budget: usize,
     spill: Option<SpillFile>,
     clock: u64,
@@ -138,7 +140,8 @@ impl KvStore {
         let budget = blocks * BLOCK_TOKENS * shape.token_bytes(KvFormat::F32);
         let pool = BlockPool::new(BLOCK_TOKENS, blocks, 0);
         let (format, blocks) = (KvFormat::F32, Vec::new());
-        Self { shape, format, pool, blocks, budget, spill: None, clock: 0 }
+        let regions = Regions::of(BLOCK_TOKENS * shape.token_bytes(format));
+        Self { shape, format, pool, blocks, regions, budget, spill: None, clock: 0 }
     }
 
     /// An empty store.
@@ -181,6 +184,7 @@ impl KvStore {
             format,
             pool: BlockPool::new(block_tokens, 0, fingerprint),
             blocks: Vec::new(),
+            regions: Regions::of(block_tokens * shape.token_bytes(format)),
             budget,
             spill: None,
             clock: 0,
@@ -394,7 +398,7 @@ impl KvStore {
         let mut given = Vec::new();
         given.try_reserve_exact(fresh.len()).map_err(|_| no_lists(fresh.len() * 32))?;
         for (block, sink) in fresh {
-            given.push((block, sink, Aligned::zeroed("a KV block", self.bytes_of_kind(sink))?));
+            given.push((block, sink, self.regions.zeroed(self.bytes_of_kind(sink))?));
         }
         let returned = self.read_back(&returning)?;
         if !table.reserve(&mut self.pool, &plan) {
@@ -478,10 +482,10 @@ impl KvStore {
         self.bytes_of_kind(self.blocks[block as usize].sink)
     }
 
-    fn read_back(&mut self, blocks: &[u32]) -> Result<Vec<(u32, Aligned<u8>)>> {
+    fn read_back(&mut self, blocks: &[u32]) -> Result<Vec<(u32, Piece)>> {
         let mut returned = Vec::new();
         for number in blocks {
-            let mut bytes = Aligned::zeroed("a KV block", self.bytes_of(*number))?;
+            let mut bytes = self.regions.zeroed(self.bytes_of(*number))?;
             if let (Place::File(slot), Some(spill)) =
                 (&self.blocks[*number as usize].place, &mut self.spill)
             {
@@ -492,7 +496,7 @@ impl KvStore {
         Ok(returned)
     }
 
-    fn put_back(&mut self, returned: Vec<(u32, Aligned<u8>)>) {
+    fn put_back(&mut self, returned: Vec<(u32, Piece)>) {
         for (number, bytes) in returned {
             let place = &mut self.blocks[number as usize].place;
             if let (Place::File(slot), Some(spill)) =
