@@ -1250,7 +1250,7 @@ typedef struct nybl_runtime_config {
      */
     uint32_t struct_size;
     /**
-     * Threads to compute with, the calling one included; 0 for one on each available core.
+     * Threads to compute with, the calling one included; 0 for one on each available core, which is also the most.
      */
     uint32_t threads;
     /**

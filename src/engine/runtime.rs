@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 /// Settings of a [`Runtime`].
 #[derive(Clone, Default)]
 pub struct RuntimeConfig {
-    /// Threads to compute with, the calling one included; 0 for one on each core that `cores` allows.
+    /// Threads to compute with, the calling one included; 0 for one on each core that `cores` allows, which is also the
+    /// most: further ones would only wait for those.
     pub threads: usize,
     /// The strongest instruction set to use, as [`Isa::up_to`] names it; none for all this CPU has
     /// (and `NYBL_ISA` allows).
@@ -64,8 +65,11 @@ impl Runtime {
         if let Some(name) = &config.isa {
             isa = isa.masked(Isa::up_to(name)?);
         }
+        let cores = config.cores.count();
         let threads = match config.threads {
-            0 => config.cores.count().min(256),
+            0 => cores.min(256),
+            // More would only wait for each other. An absurd number is the pool's to refuse.
+            1..=256 if config.executor.is_none() => config.threads.min(cores),
             threads => threads,
         };
         let pool = match &config.executor {

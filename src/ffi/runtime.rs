@@ -88,7 +88,7 @@ pub type nybl_executor_fn = Option<
 pub struct nybl_runtime_config {
     /// sizeof(nybl_runtime_config).
     pub struct_size: u32,
-    /// Threads to compute with, the calling one included; 0 for one on each available core.
+    /// Threads to compute with, the calling one included; 0 for one on each available core, which is also the most.
     pub threads: u32,
     /// The strongest instruction set to use, such as "avx2", or NULL for all the CPU has.
     pub isa: *const c_char,
