@@ -50,7 +50,7 @@ class Nybl:
     def command(self, file, test, threads):
         name, count, depth, kv = test_flags(test)
         return [self.program, "bench", "-m", file, f"--{name}", count, "--depth", depth, "--kv", kv, "--threads", threads,
-                "--runs", 1, "--json", *(["--chunk", 512] if name == "prefill" else [])]
+                "--runs", 1, "--json"]
 
     def rate(self, output, test):
         result = json.loads(output)

@@ -166,8 +166,10 @@ impl<const VNNI: bool> Simd for Ymm<VNNI> {
                 for step in start..steps.min(start + 8) {
                     let at = codes.add(step * 128);
                     let codes = [Self::load(at), Self::load(at.add(32))];
-                    Self::prefetch(ahead);
-                    ahead = ahead.wrapping_add(pace);
+                    if !ahead.is_null() {
+                        Self::prefetch(ahead);
+                        ahead = ahead.wrapping_add(pace);
+                    }
                     for r in 0..R {
                         let x = Self::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
                         for v in 0..2 {

@@ -65,15 +65,15 @@ pub(super) struct Stretch {
 }
 
 /// Four bits: `M` rows of activations from `first_row` against a stretch; each line is unpacked once for
-/// all of them.
+/// all of them. One or two rows wait for memory alone, and the CPU's own prefetcher follows their one stream
+/// best without fetches that take up the few lines that the first cache can wait for.
 #[inline(always)]
 pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, s: &Stretch, first_row: usize) {
     let group_bytes = a.panel_bytes / a.groups;
     // The dots of few rows are too few to hide the latency of each: lines take turns with sets of
     // accumulators. Integer sums do not mind the order.
     let sets = [4, 2, 2, 1, 1, 1][M - 1];
-    // A row alone is no run among others, has the whole panel, and is what memory is fastest for: nothing to
-    // find out, and a fixed distance to fetch from.
+    // A row alone is no run among others and has the whole panel: nothing to find out.
     let groups = if M == 1 { 0..a.groups } else { s.first_group..s.first_group + s.groups };
     for lane in (0..16).step_by(S::LANES) {
         let at = [lane, 16 + lane];
@@ -105,9 +105,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, s: &Stretch, fi
                     for turn in 0..4 {
                         let codes = w.add((step + turn) * 64);
                         let line = S::load(codes.add(lane * 4));
-                        if M == 1 {
-                            S::prefetch(codes.wrapping_add(PREFETCH));
-                        } else {
+                        if M > 2 {
                             S::prefetch(ahead);
                             ahead = ahead.wrapping_add(s.pace);
                         }
@@ -161,9 +159,6 @@ pub(super) unsafe fn q3<S: Simd>(a: &MatmulArgs) {
                 for step in 0..a.group / 4 {
                     let at = w.add(step / 2 * 384 + step % 2 * 64);
                     let planes = at.add(lane * 4);
-                    for plane in 0..3 {
-                        S::prefetch(at.wrapping_add(PREFETCH + plane * 128));
-                    }
                     let x = four::<S>(x.x[0].add(step * 4));
                     let line = S::load(planes);
                     p[0] = S::dot(p[0], S::xor(line, flip), x);
@@ -227,7 +222,6 @@ pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
                     for turn in 0..2 {
                         let codes = w.add((step + turn) * 64);
                         let line = S::load(codes.add(lane * 4));
-                        S::prefetch(codes.wrapping_add(PREFETCH));
                         let x = four::<S>(x.x[0].add((step + turn) * 4));
                         let set = &mut sums[turn];
                         set[0] = S::dot(set[0], S::xor(line, flip), x);

@@ -103,15 +103,13 @@ pub(super) unsafe fn walk<S: Simd + ?Sized, const R: usize, const FLIP: bool>(
                 let step = start + turn;
                 let at = codes.add(step * 128);
                 let mut codes = [S::load(at), S::load(at.add(S::LANES * 4))];
-                S::prefetch(ahead);
+                if !ahead.is_null() {
+                    S::prefetch(ahead);
+                    ahead = ahead.wrapping_add(pace);
+                }
                 if FLIP {
-                    if R == 1 {
-                        // Nothing but memory limits it then.
-                        S::prefetch(ahead.wrapping_add(64));
-                    }
                     codes = [S::xor(codes[0], flip), S::xor(codes[1], flip)];
                 }
-                ahead = ahead.wrapping_add(pace);
                 let dots = if turn == 0 { &mut *dots } else { &mut more[turn - 1] };
                 for r in 0..R {
                     let x = S::splat(x[r].add(step * 4).cast::<i32>().read_unaligned());
@@ -220,8 +218,8 @@ pub(super) struct Tile {
     row: usize,
     /// The first output.
     output: usize,
-    /// Bytes to fetch while others are multiplied: run after run and group after group, `pace` of them at each
-    /// step. Memory has all the time for them that the dots take, and no run waits for a burst of fetches.
+    /// Bytes to fetch while others are multiplied, if any: run after run and group after group, `pace` of them at
+    /// each step. Memory has all the time for them that the dots take, and no run waits for a burst of fetches.
     ahead: *const u8,
     pace: usize,
 }
@@ -261,7 +259,10 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
                 }
             }
             let steps = a.group / 4;
-            let ahead = t.ahead.wrapping_add((run * t.groups + g) * steps * t.pace);
+            let ahead = match t.ahead.is_null() {
+                true => t.ahead,
+                false => t.ahead.wrapping_add((run * t.groups + g) * steps * t.pace),
+            };
             S::walk::<R, FLIP>(&mut dots, t.codes.add(g * t.stride), &x.x, steps, (ahead, t.pace));
             let tables = t.tables.add(g * t.group_bytes);
             let at = [t.row, t.row + S::LANES];
@@ -416,10 +417,9 @@ pub(super) unsafe fn bytes(a: &MatmulArgs, tiles: &[TileFn], width: usize) {
     for panel in 0..a.panels {
         let outputs = PANEL.min(a.n - panel * PANEL);
         let w = a.w.wrapping_add(panel * a.panel_bytes);
-        let turns = outputs.div_ceil(width) * runs(a, tiles);
+        let runs = runs(a, tiles);
+        let turns = outputs.div_ceil(width) * runs;
         let pace = a.panel_bytes / (a.groups * a.group / 4 * turns);
-        // Several runs fetch the next panel, each a part; a single one meets its own lines in time.
-        let ahead = w.wrapping_add(if turns == 1 { PREFETCH } else { a.panel_bytes });
         for row in (0..outputs).step_by(width) {
             // SAFETY: one panel; tiles end at `n`.
             unsafe {
@@ -434,7 +434,13 @@ pub(super) unsafe fn bytes(a: &MatmulArgs, tiles: &[TileFn], width: usize) {
                     high: PANEL,
                     row,
                     output: panel * PANEL + row,
-                    ahead: ahead.wrapping_add(a.panel_bytes * row / outputs),
+                    // Many runs fetch the next panel, each a part. Few wait for memory alone, and the CPU's own
+                    // prefetcher follows their one stream best without fetches that take up the few lines that
+                    // the first cache can wait for.
+                    ahead: match runs {
+                        1 | 2 => std::ptr::null(),
+                        _ => w.wrapping_add(a.panel_bytes + a.panel_bytes * row / outputs),
+                    },
                     pace,
                 };
                 each_run(a, tiles, &t);
