@@ -59,6 +59,10 @@ arm cpu expect="":
 mca:
     kernels/mca.py --write
 
+# How many instructions a token takes by each Arm row under qemu-user, into src/docs/instructions.md.
+instructions:
+    scripts/instructions.py --write
+
 # Hexagon rows under qemu-hexagon.
 hvx:
     NYBL_EXPECT=hvx cargo test --no-default-features --features hexagon --test hvx

@@ -55,6 +55,8 @@ pub mod docs {
     pub mod formats {}
     #[doc = include_str!("docs/guide.md")]
     pub mod guide {}
+    #[doc = include_str!("docs/instructions.md")]
+    pub mod instructions {}
     #[doc = include_str!("docs/kernels.md")]
     pub mod kernels {}
     #[doc = include_str!("docs/numerics.md")]
