@@ -382,9 +382,12 @@ mod tests {
     #[test]
     fn of_what_is_not_positive_both_exponentials_are_the_same() {
         // From -0 to the quiet NaNs with a sign, infinity among them, in steps that no exponent divides.
-        let some = (0x8000_0000..=u32::MAX).step_by(1021);
+        let step = if cfg!(miri) { 4_194_301 } else { 1021 };
+        let some = (0x8000_0000..=u32::MAX).step_by(step);
         for x in some.map(f32::from_bits).chain([0.0, -87.33, -87.340, f32::NEG_INFINITY]) {
-            assert_eq!(exp_down(x).to_bits(), exp(x).to_bits(), "{x}");
+            // Which NaN comes out of a NaN is left open by the language.
+            let (got, want) = (exp_down(x), exp(x));
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{x}");
         }
     }
 

@@ -21,8 +21,8 @@ const BUFFER: usize = 64 * 1024;
 /// From how many rows of activations on the whole of it is used.
 const MANY_ROWS: usize = 32;
 
-/// How far ahead of the dots weights are fetched that are multiplied as they lie: about the latency of memory
-/// at the pace of one row of activations.
+/// How far ahead of the dots weights are fetched that are multiplied as they lie, where they are at all: about the
+/// latency of memory at the pace of one row of activations.
 pub(super) const PREFETCH: usize = 2048;
 
 /// The vectors of one instruction set.
