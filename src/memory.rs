@@ -272,4 +272,27 @@ mod tests {
         drop(second);
         assert_eq!(out(), 0);
     }
+
+    #[test]
+    fn large_blocks_of_a_kv_cache_come_from_the_host_too() {
+        use crate::kernel::KvFormat;
+        use crate::kv::blocks::BlockTable;
+        use crate::kv::store::{KvShape, KvStore};
+        let mut host = Host { out: AtomicUsize::new(0), most: 1 << 22 };
+        let context = (&raw mut host).cast();
+        // SAFETY: they are an allocator, and `host` outlives every buffer.
+        let memory = unsafe { Memory::from_hooks(Hooks { context, alloc, free }) };
+        assert!(!is_from_host());
+        let entered = memory.enter();
+        assert!(is_from_host());
+        let shape = KvShape { n_layers: 4, n_kv_heads: 4, head_dim: 64 };
+        let (mut store, mut table) = (KvStore::new(shape, 128), BlockTable::default());
+        store.reserve(&mut table, 128).unwrap();
+        let bytes = 128 * shape.token_bytes(KvFormat::F32);
+        assert_eq!((store.bytes(), host.out.load(Ordering::Relaxed)), (bytes, bytes));
+        store.truncate(&mut table, 0);
+        store.trim();
+        assert_eq!(host.out.load(Ordering::Relaxed), 0);
+        drop(entered);
+    }
 }

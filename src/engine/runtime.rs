@@ -210,3 +210,23 @@ impl Runtime {
         self.pool.limit(threads.ceil() as usize);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_no_more_threads_than_cores() {
+        let threads = |config: RuntimeConfig| Runtime::new(&config).map(|it| it.pool().threads());
+        let all = RuntimeConfig::default();
+        let cores = all.cores.count();
+        assert_eq!(threads(all.clone()), Ok(cores.min(256)));
+        assert_eq!(threads(RuntimeConfig { threads: 256, ..all.clone() }), Ok(cores.min(256)));
+        assert_eq!(threads(RuntimeConfig { threads: 1, ..all.clone() }), Ok(1));
+        // An absurd number is refused as ever, and a host's threads are the host's to count.
+        assert!(threads(RuntimeConfig { threads: 257, ..all.clone() }).is_err());
+        let lent: Executor = Arc::new(|tiles, tile| (0..tiles).for_each(tile));
+        let lent = RuntimeConfig { threads: 200, executor: Some(lent), ..all };
+        assert_eq!(threads(lent), Ok(200));
+    }
+}

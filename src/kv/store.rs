@@ -888,6 +888,17 @@ mod tests {
         }
     }
 
+    #[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
+    #[test]
+    fn large_blocks_lie_in_regions() {
+        let shape = KvShape { n_layers: 4, n_kv_heads: 4, head_dim: 64 };
+        let (mut store, mut table) = (KvStore::new(shape, 128), BlockTable::default());
+        store.reserve(&mut table, 128).unwrap();
+        assert_eq!(store.bytes(), 128 * shape.token_bytes(KvFormat::F32));
+        let mut places = store.blocks.iter().map(|block| &block.place);
+        assert!(places.all(|place| matches!(place, Place::Memory(Piece::InRegion(_)))));
+    }
+
     #[test]
     fn trim_gives_free_memory_back_and_nothing_else() {
         let (mut store, mut table) = filled(70);
