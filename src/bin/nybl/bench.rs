@@ -87,7 +87,7 @@ pub(crate) struct Args {
     /// How keys and values are kept.
     #[arg(long, default_value = "f16", value_parser = ["f32", "f16", "i8", "i4"], value_name = "FORMAT")]
     kv: String,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// The strongest instruction set to use: scalar, portable, avx2, avx512, neon, dotprod, ...

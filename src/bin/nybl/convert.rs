@@ -29,7 +29,7 @@ pub(crate) struct Args {
     /// Several files `TO-0000x-of-0000y.nybl`, each with at most so many bytes of tensors: 500M, 2G.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     shard_size: Option<u64>,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// Print one JSON object instead of lines.

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Tokens that go through the layers together; changes no bit of the result.
     #[arg(long, default_value_t = 128, value_name = "N")]
     chunk: usize,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// The strongest instruction set to use: scalar, portable, avx2, avx512, neon, dotprod, ...

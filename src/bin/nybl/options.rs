@@ -36,7 +36,7 @@ pub(crate) struct Options {
     /// Start of the random numbers [default: from the clock; it is printed].
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// The strongest instruction set to use: scalar, portable, avx2, avx512, neon, dotprod, ...

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// Tokens that go through the layers together; changes no bit of the result.
     #[arg(long, default_value_t = 128, value_name = "N")]
     chunk: usize,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// Print one JSON object.

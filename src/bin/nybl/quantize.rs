@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// Rotate the residual stream by Hadamard matrices, fused into the weights.
     #[arg(long)]
     rotate: bool,
-    /// Threads [default: one on each core].
+    /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
     /// Print the table as one JSON object.
