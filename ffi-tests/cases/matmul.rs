@@ -93,7 +93,8 @@ impl MatmulCase {
             (9, 40 + more, 128, 9),
             (12, 65 + more, 64, 17),
             // So long that rows decode or walk them stretch by stretch, with a rest.
-            (7, 40, 32, 35),
+            (7, 40, 32, 43),
+            (32, 33, 64, 23),
             (33, 33, 128, 17),
         ]);
         let random = shapes.map(|(m, n, group, groups)| (m, n, group, groups, RANDOM));

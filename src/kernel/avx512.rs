@@ -233,8 +233,9 @@ super::vnni::entries!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
     Zmm,
     [1, 2, 3, 4, 5, 6],
-    12,
-    [2, 3, 4],
+    32,
+    [1, 2, 3, 4, 5],
+    32,
     // More would not fit the registers, with an accumulator for every sum of a group.
     [1, 2, 3, 4, 5, 6]
 );

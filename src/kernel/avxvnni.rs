@@ -6,4 +6,12 @@
 use super::abi::MatmulArgs;
 use super::avx2::Ymm;
 
-super::vnni::entries!("avxvnni,avx2,fma,f16c", Ymm<true>, [1, 2, 3, 4], 8, [], [1, 2, 3, 4, 5, 6]);
+super::vnni::entries!(
+    "avxvnni,avx2,fma,f16c",
+    Ymm<true>,
+    [1, 2, 3, 4],
+    8,
+    [1, 2],
+    2,
+    [1, 2, 3, 4, 5, 6]
+);

@@ -7,7 +7,7 @@
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
-use super::x86::{PREFETCH, RowsOfX, Simd, scale_in};
+use super::x86::{PREFETCH, RowsOfX, Simd, fields, line, panel_rows, scale_in};
 
 /// Four activations in every lane.
 #[inline(always)]
@@ -54,12 +54,12 @@ unsafe fn finish<S: Simd, const M: usize, const V: usize>(
     }
 }
 
-/// Some groups of a panel of four-bit codes, and how those that follow are fetched meanwhile.
+/// Some groups of a panel, and how those that follow are fetched meanwhile.
 pub(super) struct Stretch {
     panel: usize,
     first_group: usize,
     groups: usize,
-    /// The first line to fetch, and the bytes on to the next at every line of codes.
+    /// The first line to fetch, and the bytes on to the next for every line of the stretch.
     ahead: *const u8,
     pace: usize,
 }
@@ -255,160 +255,110 @@ pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
     }
 }
 
-/// The dots of a plane of codes under nested masks, the first of which is no mask: whole bytes, with their
-/// top bit flipped where `FLIP` says so. `line` is where the line of a step lies; a line from `ahead` on is
-/// fetched at each step.
+/// Part `PART` of a group of codes of two or three bits: the dots of `M` rows of activations with four fields of every
+/// line, scaled into `acc`. The codes are decoded in registers, which costs next to nothing beside the dots: it takes
+/// other vector ports. The sums of more fields would not fit the registers.
 #[inline(always)]
-unsafe fn plane<S: Simd, const M: usize, const MASKS: usize, const FLIP: bool>(
-    x: &[*const u8; M],
-    steps: usize,
-    line: impl Fn(usize) -> *const u8,
-    ahead: *const u8,
-    masks: [u8; MASKS],
-) -> [[S::I; MASKS]; M] {
-    // SAFETY: the caller vouches for the lines and the activations of all steps.
+unsafe fn part<S: Simd, const M: usize, const BITS: usize, const PART: usize>(
+    a: &MatmulArgs,
+    acc: &mut [[S::F; 4]; M],
+    x: &RowsOfX<M>,
+    (w, lane): (*const u8, usize),
+    ahead: &mut *const u8,
+    pace: usize,
+) {
+    // SAFETY: as in `q4`.
     unsafe {
-        let mut dots = [[S::splat(0); MASKS]; M];
-        for step in 0..steps {
-            let codes = S::load(line(step));
-            S::prefetch(ahead.wrapping_add(step * 64));
-            let whole = if FLIP { S::xor(codes, S::splat_byte(0x80)) } else { codes };
-            let codes: [S::I; MASKS] = std::array::from_fn(|i| match i {
-                0 => whole,
-                _ => S::and(codes, S::splat_byte(masks[i])),
-            });
+        let middle = if a.offset == 0 { 1 << (BITS - 1) } else { 0 };
+        let mut dots = [[S::splat(0); 4]; M];
+        for r in 0..M {
+            dots[r] = [S::splat(x.sum(r) * -middle); 4];
+        }
+        for step in 0..a.group / 4 {
+            let codes = fields::<S, BITS, PART>(line::<BITS>(w, step).add(lane * 4));
+            // Three lines a step of three bits, one of two.
+            for _ in PART..BITS - 1 {
+                S::prefetch(*ahead);
+                *ahead = ahead.wrapping_add(pace);
+            }
             for r in 0..M {
-                let x = four::<S>(x[r].add(step * 4));
-                for i in 0..MASKS {
+                let x = four::<S>(x.x[r].add(step * 4));
+                for i in 0..4 {
                     dots[r][i] = S::dot(dots[r][i], codes[i], x);
                 }
             }
         }
-        dots
+        let high = panel_rows(BITS);
+        let tables = w.add(a.group * high * BITS / 8);
+        scale_in::<S, M, 4>(acc, &dots, x, a.offset, tables, high, outputs(PART, lane));
     }
 }
 
-/// Three bits, `M` rows of activations: plane by plane, because the sums of all three planes would not fit
-/// the registers.
+/// Where in its panel the outputs of a part lie, field by field.
+fn outputs(part: usize, lane: usize) -> [usize; 4] {
+    std::array::from_fn(|field| (part * 4 + field) * 16 + lane)
+}
+
+/// Two or three bits: `M` rows of activations from `first_row` against a stretch.
 #[inline(always)]
-pub(super) unsafe fn q3_rows<S: Simd, const M: usize>(a: &MatmulArgs) {
+pub(super) unsafe fn fewer<S: Simd, const M: usize, const BITS: usize>(
+    a: &MatmulArgs,
+    s: &Stretch,
+    first_row: usize,
+) {
     let group_bytes = a.panel_bytes / a.groups;
-    // A plane is read from one end of a group to the other before the next one is. What is fetched meanwhile
-    // lies a group ahead or more, and in the order of addresses, which the CPU's own prefetcher follows.
-    let ahead = PREFETCH.next_multiple_of(group_bytes);
-    for (panel, lane) in
-        (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
-    {
-        let at: [usize; 8] = std::array::from_fn(|field| field * 16 + lane);
+    let first_output = s.panel * panel_rows(BITS);
+    for lane in (0..16).step_by(S::LANES) {
         // SAFETY: as in `q4`.
         unsafe {
-            let mut acc = [[S::splat_float(0.0); 8]; M];
-            let mut w = a.w.add(panel * a.panel_bytes);
-            for g in 0..a.groups {
-                let x = RowsOfX::<M>::new(a, 0, g);
-                let line = |plane: usize| {
-                    move |step: usize| {
-                        w.add(step / 2 * 384 + step % 2 * 64 + plane * 128 + lane * 4)
-                    }
-                };
-                let steps = a.group / 4;
-                let ahead = |plane: usize| w.wrapping_add(ahead + plane * steps * 64);
-                let p = plane::<S, M, 3, true>(&x.x, steps, line(0), ahead(0), [0, 0x1f, 0x03]);
-                let q = plane::<S, M, 3, true>(&x.x, steps, line(1), ahead(1), [0, 0x3f, 0x07]);
-                let r =
-                    plane::<S, M, 4, false>(&x.x, steps, line(2), ahead(2), [0, 0x7f, 0x0f, 0x01]);
-                let mut dots = [[S::splat(0); 8]; M];
-                for row in 0..M {
-                    let (p, q, r) = (p[row], q[row], r[row]);
-                    let high = S::right::<6>(S::sub(q[0], q[1]));
-                    let four_of_six = S::add(S::add(r[3], r[3]), S::add(r[3], r[3]));
-                    dots[row] = [
-                        S::right::<2>(S::sub(p[1], p[2])),
-                        S::right::<5>(S::sub(p[0], p[1])),
-                        q[2],
-                        S::right::<3>(S::sub(q[1], q[2])),
-                        S::right::<1>(S::sub(r[2], r[3])),
-                        S::right::<4>(S::sub(r[1], r[2])),
-                        S::add(p[2], four_of_six),
-                        S::add(S::add(high, high), S::right::<7>(S::sub(r[0], r[1]))),
-                    ];
-                    if a.offset == 0 {
-                        let middle = S::splat(4 * x.sum(row));
-                        for dots in &mut dots[row] {
-                            *dots = S::sub(*dots, middle);
-                        }
-                    }
+            let mut acc = [[[S::splat_float(0.0); 4]; M]; 2];
+            if s.first_group > 0 {
+                for part in 0..BITS - 1 {
+                    let (at, acc) = (outputs(part, lane), &mut acc[part]);
+                    each_output::<S, M, 4>(a, first_output, first_row, at, |r, v, y, count| {
+                        acc[r][v] = S::load_floats(y, count);
+                    });
                 }
-                let tables = w.add(a.group * 48);
-                for at in (0..group_bytes - a.group * 48).step_by(64) {
-                    S::prefetch(ahead(3).wrapping_add(at));
+            }
+            let mut w = a.w.add(s.panel * a.panel_bytes + s.first_group * group_bytes);
+            let mut ahead = s.ahead;
+            for g in s.first_group..s.first_group + s.groups {
+                let x = RowsOfX::<M>::new(a, first_row, g);
+                part::<S, M, BITS, 0>(a, &mut acc[0], &x, (w, lane), &mut ahead, s.pace);
+                if BITS == 3 {
+                    part::<S, M, BITS, 1>(a, &mut acc[1], &x, (w, lane), &mut ahead, s.pace);
                 }
-                scale_in::<S, M, 8>(&mut acc, &dots, &x, a.offset, tables, 128, at);
+                for _ in 0..(group_bytes - a.group * panel_rows(BITS) * BITS / 8) / 64 {
+                    S::prefetch(ahead);
+                    ahead = ahead.wrapping_add(s.pace);
+                }
                 w = w.add(group_bytes);
             }
-            finish::<S, M, 8>(a, panel * 128, 0, &acc, at);
+            for part in 0..BITS - 1 {
+                finish::<S, M, 4>(a, first_output, first_row, &acc[part], outputs(part, lane));
+            }
         }
     }
 }
 
-/// Two bits, `M` rows of activations.
-#[inline(always)]
-pub(super) unsafe fn q2_rows<S: Simd, const M: usize>(a: &MatmulArgs) {
-    let group_bytes = a.panel_bytes / a.groups;
-    for (panel, lane) in
-        (0..a.panels).flat_map(|panel| (0..16).step_by(S::LANES).map(move |lane| (panel, lane)))
-    {
-        let at: [usize; 4] = std::array::from_fn(|field| field * 16 + lane);
-        // SAFETY: as in `q4`.
-        unsafe {
-            let mut acc = [[S::splat_float(0.0); 4]; M];
-            let mut w = a.w.add(panel * a.panel_bytes);
-            for g in 0..a.groups {
-                let x = RowsOfX::<M>::new(a, 0, g);
-                let line = |step: usize| w.add(step * 64 + lane * 4);
-                let (masks, ahead) = ([0, 0x3f, 0x0f, 0x03], w.wrapping_add(PREFETCH));
-                let all = plane::<S, M, 4, true>(&x.x, a.group / 4, line, ahead, masks);
-                let mut dots = [[S::splat(0); 4]; M];
-                for row in 0..M {
-                    let all = all[row];
-                    dots[row] = [
-                        all[3],
-                        S::right::<2>(S::sub(all[2], all[3])),
-                        S::right::<4>(S::sub(all[1], all[2])),
-                        S::right::<6>(S::sub(all[0], all[1])),
-                    ];
-                    if a.offset == 0 {
-                        let middle = S::splat(2 * x.sum(row));
-                        for dots in &mut dots[row] {
-                            *dots = S::sub(*dots, middle);
-                        }
-                    }
-                }
-                let tables = w.add(a.group * 16);
-                scale_in::<S, M, 4>(&mut acc, &dots, &x, a.offset, tables, 64, at);
-                w = w.add(group_bytes);
-            }
-            finish::<S, M, 4>(a, panel * 64, 0, &acc, at);
-        }
-    }
-}
-
-/// A stretch of four-bit codes with a run of rows of activations: the stretch and the first of the rows.
+/// A stretch with a run of rows of activations: the stretch and the first of the rows.
 pub(super) type RunFn = unsafe fn(&MatmulArgs, &Stretch, usize);
 
-/// Columns that several runs go through one after the other: few enough that the codes stay in the first cache,
-/// so many that loading and storing the outputs does not count.
-const COLUMNS: usize = 512;
+/// Bytes that several runs go through one after the other: so few that they stay in the first cache, so many that
+/// loading and storing the outputs does not count.
+const STRETCH: usize = 20 * 1024;
 
-/// Panels of four-bit codes with `m` rows of activations, in runs of nearly the same length.
+/// Panels of codes with `m` rows of activations, in runs of nearly the same length.
 ///
 /// # Safety
 /// The block keeps its promises, and the CPU has what the functions need; `runs[i]` takes `i + 1` rows.
 #[inline(always)]
 pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
     let count = a.m.div_ceil(runs.len());
-    let stretch = if count == 1 { a.groups } else { (COLUMNS / a.group).max(1) };
     let group_bytes = a.panel_bytes / a.groups;
+    let stretch = if count == 1 { a.groups } else { (STRETCH / group_bytes).max(1) };
+    // A run alone goes through a group's codes more than once: what is fetched lies beyond them.
+    let distance = PREFETCH.next_multiple_of(group_bytes);
     for panel in 0..a.panels {
         for first_group in (0..a.groups).step_by(stretch) {
             let groups = stretch.min(a.groups - first_group);
@@ -417,7 +367,7 @@ pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
                 let (first, end) = (a.m * run / count, a.m * (run + 1) / count);
                 // Every run fetches its part of the next stretch, so that memory works all the time.
                 let bytes = groups * group_bytes;
-                let ahead = if count == 1 { PREFETCH } else { bytes + bytes * run / count };
+                let ahead = if count == 1 { distance } else { bytes + bytes * run / count };
                 let (ahead, pace) = (w.wrapping_add(ahead), 64 / count);
                 let s = Stretch { panel, first_group, groups, ahead, pace };
                 // SAFETY: the caller's promise; a run has 1 to `runs.len()` rows.
@@ -428,12 +378,12 @@ pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
 }
 
 /// Declares the matmul entries of a row file for `Simd` type `$simd`: the rows of activations that meet
-/// codes of four bits at once, those up to which they do so in runs, those beyond one that meet codes of fewer bits at
-/// once, and those that meet bytes.
+/// codes of four bits at once, those up to which they do so in runs, the same for codes of fewer bits, and those that meet
+/// bytes.
 macro_rules! entries {
     (
         $features:literal, $simd:ty,
-        [$($few:literal),*], $most:literal, [$($fewer:literal),*], [$($tile:literal),*]
+        [$($few:literal),*], $most:literal, [$($fewer:literal),*], $most_fewer:literal, [$($tile:literal),*]
     ) => {
         use super::x86::{self, Simd as _, Tile, TileFn};
         use super::vnni;
@@ -461,22 +411,15 @@ macro_rules! entries {
             unsafe { vnni::q4::<$simd, M>(a, s, first_row) }
         }
 
-        $(
-            const _: () = assert!($fewer > 1, "one row has functions of its own");
-        )*
-
         #[allow(dead_code, reason = "not where registers are few")]
         #[target_feature(enable = $features)]
-        unsafe fn fewer_q3<const M: usize>(a: &MatmulArgs) {
+        unsafe fn fewer<const M: usize, const BITS: usize>(
+            a: &MatmulArgs,
+            s: &vnni::Stretch,
+            first_row: usize,
+        ) {
             // SAFETY: the caller's promise.
-            unsafe { vnni::q3_rows::<$simd, M>(a) }
-        }
-
-        #[allow(dead_code, reason = "not where registers are few")]
-        #[target_feature(enable = $features)]
-        unsafe fn fewer_q2<const M: usize>(a: &MatmulArgs) {
-            // SAFETY: the caller's promise.
-            unsafe { vnni::q2_rows::<$simd, M>(a) }
+            unsafe { vnni::fewer::<$simd, M, BITS>(a, s, first_row) }
         }
 
         #[target_feature(enable = $features)]
@@ -521,7 +464,7 @@ macro_rules! entries {
             unsafe {
                 match (*a).m {
                     1 => one_q3(&*a),
-                    $($fewer => fewer_q3::<$fewer>(&*a),)*
+                    2..=$most_fewer => vnni::few(&*a, &[$(fewer::<$fewer, 3>),*]),
                     _ => x86::many(&*a, 3, decode::<3>, TILES, WIDTH),
                 }
             }
@@ -534,7 +477,7 @@ macro_rules! entries {
             unsafe {
                 match (*a).m {
                     1 => one_q2(&*a),
-                    $($fewer => fewer_q2::<$fewer>(&*a),)*
+                    2..=$most_fewer => vnni::few(&*a, &[$(fewer::<$fewer, 2>),*]),
                     _ => x86::many(&*a, 2, decode::<2>, TILES, WIDTH),
                 }
             }

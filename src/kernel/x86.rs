@@ -276,6 +276,60 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const FLIP: bool>(
     }
 }
 
+/// Rows of a panel of codes of `bits` bits.
+pub(super) const fn panel_rows(bits: usize) -> usize {
+    match bits {
+        3 => 128,
+        2 => 64,
+        _ => PANEL,
+    }
+}
+
+/// Where the line of a step lies in a group of codes of `BITS` bits: of three bits the first of its three planes,
+/// which are 128 bytes apart.
+#[inline(always)]
+pub(super) unsafe fn line<const BITS: usize>(codes: *const u8, step: usize) -> *const u8 {
+    let at = if BITS == 3 { step / 2 * 384 + step % 2 * 64 } else { step * 64 };
+    // SAFETY: the caller vouches for the group.
+    unsafe { codes.add(at) }
+}
+
+/// Part `PART` of the fields of a line of `BITS` bits, two or three: four, each the codes of sixteen rows of the panel.
+#[inline(always)]
+pub(super) unsafe fn fields<S: Simd, const BITS: usize, const PART: usize>(
+    line: *const u8,
+) -> [S::I; 4] {
+    // SAFETY: the caller vouches for the line.
+    unsafe {
+        let only = |x, mask| S::and(x, S::splat_byte(mask));
+        let part = |x, mask, flip| S::xor(only(x, mask), S::splat_byte(flip));
+        if BITS == 2 {
+            let line = S::load(line);
+            return [
+                only(line, 3),
+                only(S::right_words::<2>(line), 3),
+                only(S::right_words::<4>(line), 3),
+                part(S::right_words::<6>(line), 3, 2),
+            ];
+        }
+        let [p, q, r] = [S::load(line), S::load(line.add(128)), S::load(line.add(256))];
+        if PART == 0 {
+            return [
+                only(S::right_words::<2>(p), 7),
+                part(S::right_words::<5>(p), 7, 4),
+                only(q, 7),
+                only(S::right_words::<3>(q), 7),
+            ];
+        }
+        [
+            only(S::right_words::<1>(r), 7),
+            only(S::right_words::<4>(r), 7),
+            S::xor(only(p, 3), only(S::left_words::<2>(r), 4)),
+            S::xor(part(S::right_words::<5>(q), 6, 4), only(S::right_words::<7>(r), 1)),
+        ]
+    }
+}
+
 /// Decodes a group of codes of `BITS` bits: for each 32 rows of the panel two lines a step, `apart` bytes
 /// from those of the next 32.
 #[inline(always)]
@@ -287,37 +341,29 @@ pub(super) unsafe fn decode<S: Simd, const BITS: usize>(
 ) {
     // SAFETY: the caller vouches for the group and for the buffer.
     unsafe {
-        let part = |x, mask, flip| S::xor(S::and(x, S::splat_byte(mask)), S::splat_byte(flip));
-        let only = |x, mask| S::and(x, S::splat_byte(mask));
         for step in 0..steps {
             for piece in (0..64).step_by(S::LANES * 4) {
                 let put = |field: usize, x| {
                     let at = field / 2 * apart + step * 128 + field % 2 * 64 + piece;
                     S::store(out.add(at), x);
                 };
-                if BITS == 3 {
-                    let at = codes.add(step / 2 * 384 + step % 2 * 64 + piece);
-                    let [p, q, r] = [S::load(at), S::load(at.add(128)), S::load(at.add(256))];
-                    put(0, only(S::right_words::<2>(p), 7));
-                    put(1, part(S::right_words::<5>(p), 7, 4));
-                    put(2, only(q, 7));
-                    put(3, only(S::right_words::<3>(q), 7));
-                    put(4, only(S::right_words::<1>(r), 7));
-                    put(5, only(S::right_words::<4>(r), 7));
-                    put(6, S::xor(only(p, 3), only(S::left_words::<2>(r), 4)));
-                    let high = part(S::right_words::<5>(q), 6, 4);
-                    put(7, S::xor(high, only(S::right_words::<7>(r), 1)));
+                let line = line::<BITS>(codes, step).add(piece);
+                if BITS == 4 {
+                    let (line, mask) = (S::load(line), S::splat_byte(15));
+                    put(0, S::and(line, mask));
+                    let high = S::and(S::right_words::<4>(line), mask);
+                    put(1, S::xor(high, S::splat_byte(8)));
                     continue;
                 }
-                let line = S::load(codes.add(step * 64 + piece));
-                if BITS == 4 {
-                    put(0, only(line, 15));
-                    put(1, part(S::right_words::<4>(line), 15, 8));
-                } else {
-                    put(0, only(line, 3));
-                    put(1, only(S::right_words::<2>(line), 3));
-                    put(2, only(S::right_words::<4>(line), 3));
-                    put(3, part(S::right_words::<6>(line), 3, 2));
+                let low = fields::<S, BITS, 0>(line);
+                for i in 0..4 {
+                    put(i, low[i]);
+                }
+                if BITS == 3 {
+                    let high = fields::<S, BITS, 1>(line);
+                    for i in 0..4 {
+                        put(4 + i, high[i]);
+                    }
                 }
             }
         }
@@ -359,11 +405,7 @@ pub(super) unsafe fn many(
     tiles: &[TileFn],
     width: usize,
 ) {
-    let high = match bits {
-        3 => 128,
-        2 => 64,
-        _ => PANEL,
-    };
+    let high = panel_rows(bits);
     let mut buffer = Buffer(MaybeUninit::uninit());
     let buffer = buffer.0.as_mut_ptr().cast::<u8>();
     // Few rows would wait for memory while a long stretch is decoded.
