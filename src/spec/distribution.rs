@@ -5,6 +5,8 @@
 //! fixed order and in the library's own arithmetic, so a seed gives the same tokens on every device.
 #![forbid(unsafe_code)]
 
+pub use super::likeliest::greedy;
+use super::likeliest::{Candidate, Search};
 use super::random::Random;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
@@ -164,8 +166,9 @@ impl fmt::Debug for Hook {
 #[derive(Clone, Debug, Default)]
 pub struct Distribution {
     hook: Option<Hook>,
-    candidates: Vec<(f32, u32)>,
+    candidates: Vec<Candidate>,
     weights: Vec<f32>,
+    search: Search,
     changed: Vec<f32>,
     used: Vec<u32>,
 }
@@ -174,7 +177,7 @@ impl Distribution {
     /// The most bytes that the buffers of a distribution over `vocab` tokens come to.
     #[must_use]
     pub const fn most_bytes(vocab: usize) -> usize {
-        vocab * (size_of::<(f32, u32)>() + 2 * size_of::<f32>())
+        vocab * (size_of::<Candidate>() + 2 * size_of::<f32>()) + Search::most_bytes(vocab)
     }
 
     /// Logits go through `hook` first from now on, or through none.
@@ -272,7 +275,7 @@ impl Distribution {
             self.candidates.clear();
             self.candidates.extend(greedy(logits).map(|id| (logits[id as usize], id)));
         } else {
-            self.keep_likeliest(config, logits);
+            self.search.likeliest(logits, config.top_k, &mut self.candidates);
         }
         let infinite = self.candidates.first().is_some_and(|best| best.0 == f32::INFINITY);
         if infinite || config.is_greedy() {
@@ -297,23 +300,6 @@ impl Distribution {
             *logit =
                 *logit * repeat - (uses.len() as f32 * penalties.frequency + penalties.presence);
         }
-    }
-
-    /// The candidates, likeliest first, at most `top_k` of them.
-    fn keep_likeliest(&mut self, config: &SamplerConfig, logits: &[f32]) {
-        let usable = |(id, logit): (usize, &f32)| {
-            (*logit > f32::NEG_INFINITY).then_some((*logit, id as u32))
-        };
-        self.candidates.clear();
-        self.candidates.extend(logits.iter().enumerate().filter_map(usable));
-        let order =
-            |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1));
-        let k = config.top_k;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, order);
-            self.candidates.truncate(k);
-        }
-        self.candidates.sort_unstable_by(order);
     }
 
     /// Applies top-p, then min-p, both to the probabilities at temperature one.
@@ -341,16 +327,4 @@ impl Distribution {
         self.weights.extend(self.candidates.iter().map(|(logit, _)| logit / temperature));
         kernels.softmax(&mut self.weights);
     }
-}
-
-/// The id of the largest logit, the lowest on ties.
-#[must_use]
-pub fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > best.0 {
-            best = (*logit, Some(id as u32));
-        }
-    }
-    best.1
 }

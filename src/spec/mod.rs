@@ -9,6 +9,7 @@ pub mod control;
 mod cost;
 pub mod distribution;
 pub mod draft;
+mod likeliest;
 pub mod random;
 pub mod tree;
 pub mod verify;
