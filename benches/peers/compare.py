@@ -46,11 +46,12 @@ def test_flags(test):
 class Nybl:
     def __init__(self, arguments):
         self.program = arguments.nybl
+        self.isa = ["--isa", arguments.isa] if arguments.isa else []
 
     def command(self, file, test, threads):
         name, count, depth, kv = test_flags(test)
         return [self.program, "bench", "-m", file, f"--{name}", count, "--depth", depth, "--kv", kv, "--threads", threads,
-                "--runs", 1, "--json"]
+                "--runs", 1, "--json", *self.isa]
 
     def rate(self, output, test):
         result = json.loads(output)
@@ -165,6 +166,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--best", action="store_true", help="the best of all rounds instead of the median, where others use the machine, too")
     parser.add_argument("--prefix", default="", help="put in front of every command, such as 'taskset -c 0,1'")
+    parser.add_argument("--isa", help="nybl's rows, as avx2, beside a llama.cpp that was built for the same")
     parser.add_argument("--llama-flags", default="", help="more flags for llama-bench, such as '--repack 0'")
     arguments = parser.parse_args()
 
@@ -211,7 +213,8 @@ def main():
 
     name = f"llama.cpp {version} ({peer.name})" if peer else "llama.cpp (skipped)"
     print(f"{cpu}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}; {'best' if arguments.best else 'medians'} of {arguments.rounds}; {name}, "
-          f"flash attention on{', ' + arguments.llama_flags if arguments.llama_flags else ''}\n")
+          f"flash attention on{', ' + arguments.llama_flags if arguments.llama_flags else ''}"
+          f"{'; nybl with ' + arguments.isa if arguments.isa else ''}\n")
     print("| model | weights | test | threads | llama.cpp tok/s | nybl tok/s | ratio | nybl of the limit | limit |")
     print("|---|---|---|---|---|---|---|---|---|")
     for shape, pair, test, threads, kind, theirs, rate, limit, share in rows:

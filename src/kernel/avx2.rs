@@ -1,13 +1,13 @@
 //! AVX2 rows: VPMADDUBSW in 16 bits, widened once every 32 values of `k`.
 //!
-//! A raw byte would saturate the 16-bit sums, so fields are isolated here: both nibbles of few rows of
-//! activations on the way, everything else by [`super::x86`]. Eight steps of four products stay below
-//! 2^15 for nibbles (8 * 2 * 15 * 127); for bytes the sign moves from the weight to the activation, which
-//! makes one pair at most 2 * 128 * 127.
+//! A raw byte would saturate the 16-bit sums, so fields are decoded first: for few rows of activations in registers
+//! ([`super::x86_few`]), for many by [`super::x86`]. Eight steps of four products stay below 2^15 for nibbles
+//! (8 * 2 * 15 * 127); for bytes the sign moves from the weight to the activation, which makes one pair at most 2 * 128 * 127.
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
-use super::x86::{self, RowsOfX, Simd, Tile, TileFn, scale_in};
+use super::x86::{self, Simd, Tile, TileFn};
+use super::x86_few::{self, RunFn, Stretch};
 use std::arch::x86_64::*;
 
 /// Vectors of 256 bits, with or without a dot of four bytes (AVX-VNNI).
@@ -95,6 +95,22 @@ impl<const VNNI: bool> Simd for Ymm<VNNI> {
             let pairs = _mm256_maddubs_epi16(codes, x);
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
          }
+    }
+    const SMALL: usize = if VNNI { i32::MAX } else { i16::MAX as i32 } as usize;
+    #[inline(always)]
+    unsafe fn small_dot(sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe {
+            if VNNI {
+                return Self::dot(sums, codes, x);
+            }
+            _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn small_sum(sums: __m256i) -> __m256i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { if VNNI { sums } else { _mm256_madd_epi16(sums, _mm256_set1_epi16(1)) } }
     }
     #[inline(always)]
     unsafe fn zeros(at: *const u8) -> __m256i {
@@ -205,66 +221,15 @@ unsafe fn broadcast(x: *const u8) -> __m256i {
     _mm256_set1_epi32(unsafe { x.cast::<i32>().read_unaligned() })
 }
 
-/// Four bits: `M` rows of activations against every panel. The two halves of a line (rows 0 to 7 and
-/// 16 to 23, rows 8 to 15 and 24 to 31) are walked one after the other: both would not fit sixteen
-/// registers.
+/// Few rows, decoded in registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn few<const M: usize>(a: &MatmulArgs) {
-    for (panel, half) in (0..a.panels).flat_map(|panel| [(panel, 0), (panel, 1)]) {
-        let at = [half * 8, 16 + half * 8];
-        // SAFETY: every pointer stays inside the panel and the `M` activation rows, which the caller
-        // vouches for.
-        unsafe {
-            let mask = _mm256_set1_epi8(15);
-            let flip = _mm256_set1_epi8(-128);
-            let ones = _mm256_set1_epi16(1);
-            let mut w = a.w.add(panel * a.panel_bytes);
-            let mut acc = [[_mm256_setzero_ps(); 2]; M];
-            for g in 0..a.groups {
-                let x = RowsOfX::<M>::new(a, 0, g);
-                let mut dots = [[_mm256_setzero_si256(); 2]; M];
-                if a.offset == 0 {
-                    for r in 0..M {
-                        dots[r] = [_mm256_set1_epi32(x.sum(r) * -8); 2];
-                    }
-                }
-                for start in (0..a.group).step_by(32) {
-                    let mut words = [[_mm256_setzero_si256(); 2]; M];
-                    for k in (start..a.group.min(start + 32)).step_by(4) {
-                        let line = _mm256_loadu_si256(w.add(k * 16 + half * 32).cast());
-                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(k * 16 + 2048).cast());
-                        let line = _mm256_xor_si256(line, flip);
-                        let low = _mm256_and_si256(line, mask);
-                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(line), mask);
-                        for r in 0..M {
-                            let x = broadcast(x.x[r].add(k));
-                            for (v, codes) in [low, high].into_iter().enumerate() {
-                                let pairs = _mm256_maddubs_epi16(codes, x);
-                                words[r][v] = _mm256_add_epi16(words[r][v], pairs);
-                            }
-                        }
-                    }
-                    for r in 0..M {
-                        for v in 0..2 {
-                            let sums = _mm256_madd_epi16(words[r][v], ones);
-                            dots[r][v] = _mm256_add_epi32(dots[r][v], sums);
-                        }
-                    }
-                }
-                let tables = w.add(a.group * 16);
-                scale_in::<Ymm<false>, M, 2>(&mut acc, &dots, &x, a.offset, tables, PANEL, at);
-                w = w.add(a.panel_bytes / a.groups);
-            }
-            for r in 0..M {
-                for v in 0..2 {
-                    let output = panel * PANEL + at[v];
-                    let count = a.n.saturating_sub(output).min(8);
-                    let y = a.y.add(r * a.y_stride).wrapping_add(output);
-                    Ymm::<false>::store_floats(y, acc[r][v], count);
-                }
-            }
-        }
-    }
+unsafe fn few<const M: usize, const BITS: usize, const V: usize>(
+    a: &MatmulArgs,
+    s: &Stretch,
+    first_row: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { x86_few::decoded::<Ymm<false>, M, BITS, V>(a, s, first_row) }
 }
 
 /// Bytes of a decoded panel.
@@ -285,13 +250,11 @@ const TILES: &[TileFn] = &[tile::<1>, tile::<2>, tile::<3>, tile::<4>];
 /// Four bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe extern "C" fn matmul_q4(a: *const MatmulArgs) {
+    const RUNS: &[RunFn] = &[few::<1, 4, 2>, few::<2, 4, 2>, few::<3, 4, 2>, few::<4, 4, 2>];
     // SAFETY: the caller vouches for the block.
     unsafe {
         match (*a).m {
-            1 => few::<1>(&*a),
-            2 => few::<2>(&*a),
-            3 => few::<3>(&*a),
-            4 => few::<4>(&*a),
+            1..=8 => x86_few::few(&*a, RUNS),
             _ => x86::many(&*a, 4, decode::<4>, TILES, 16),
         }
     }
@@ -300,15 +263,27 @@ pub(super) unsafe extern "C" fn matmul_q4(a: *const MatmulArgs) {
 /// Three bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe extern "C" fn matmul_q3(a: *const MatmulArgs) {
+    const RUNS: &[RunFn] = &[few::<1, 3, 4>, few::<2, 3, 4>, few::<3, 3, 4>];
     // SAFETY: the caller vouches for the block.
-    unsafe { x86::many(&*a, 3, decode::<3>, TILES, 16) }
+    unsafe {
+        match (*a).m {
+            1..=8 => x86_few::few(&*a, RUNS),
+            _ => x86::many(&*a, 3, decode::<3>, TILES, 16),
+        }
+    }
 }
 
 /// Two bits.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe extern "C" fn matmul_q2(a: *const MatmulArgs) {
+    const RUNS: &[RunFn] = &[few::<1, 2, 4>, few::<2, 2, 4>];
     // SAFETY: the caller vouches for the block.
-    unsafe { x86::many(&*a, 2, decode::<2>, TILES, 16) }
+    unsafe {
+        match (*a).m {
+            1..=16 => x86_few::few(&*a, RUNS),
+            _ => x86::many(&*a, 2, decode::<2>, TILES, 16),
+        }
+    }
 }
 
 /// Signed bytes: `M` rows of activations against one panel.

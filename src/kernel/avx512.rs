@@ -85,6 +85,16 @@ impl x86::Simd for Zmm {
         // SAFETY: the caller vouches for the memory and the CPU.
         unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
     }
+    const SMALL: usize = i32::MAX as usize;
+    #[inline(always)]
+    unsafe fn small_dot(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the caller vouches for the memory and the CPU.
+        unsafe { Self::dot(sums, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn small_sum(sums: __m512i) -> __m512i {
+        sums
+    }
     #[inline(always)]
     unsafe fn zeros(at: *const u8) -> __m512i {
         // SAFETY: the caller vouches for the memory and the CPU.

@@ -1,6 +1,6 @@
 //! AVX-VNNI rows: VPDPBUSD on 256 bits, for CPUs of the desktop and the laptop, which have no AVX-512.
 //!
-//! A line is two vectors, which are walked one after the other: both would not fit sixteen registers.
+//! A line is two vectors, which are walked one after the other, group by group: both would not fit sixteen registers.
 //! Floats and everything element-wise are AVX2's rows.
 
 use super::abi::MatmulArgs;

@@ -43,6 +43,8 @@ mod sve;
 mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_few;
 
 pub use attend::quantize_query;
 pub use call::{Activations, AttendStep, Epilogue, Input, Kernels, MatmulJob, Packed, QueryCodes};

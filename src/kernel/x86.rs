@@ -49,6 +49,12 @@ pub(super) trait Simd {
     unsafe fn right<const N: u32>(a: Self::I) -> Self::I;
     /// `acc` and the dots of four unsigned codes with four signed activations.
     unsafe fn dot(acc: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// The largest sum that small sums hold.
+    const SMALL: usize;
+    /// Small sums and the dots of four codes with four activations.
+    unsafe fn small_dot(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// The lanes of small sums.
+    unsafe fn small_sum(sums: Self::I) -> Self::I;
     /// i16 zero points in the low halves of the lanes.
     unsafe fn zeros(at: *const u8) -> Self::I;
     /// `dots - zeros * sum`, the sum within 16 bits.
@@ -294,7 +300,8 @@ pub(super) unsafe fn line<const BITS: usize>(codes: *const u8, step: usize) -> *
     unsafe { codes.add(at) }
 }
 
-/// Part `PART` of the fields of a line of `BITS` bits, two or three: four, each the codes of sixteen rows of the panel.
+/// Part `PART` of the fields of a line of `BITS` bits, each the codes of sixteen rows of the panel: four, of four bits the
+/// two that there are, twice.
 #[inline(always)]
 pub(super) unsafe fn fields<S: Simd, const BITS: usize, const PART: usize>(
     line: *const u8,
@@ -303,6 +310,11 @@ pub(super) unsafe fn fields<S: Simd, const BITS: usize, const PART: usize>(
     unsafe {
         let only = |x, mask| S::and(x, S::splat_byte(mask));
         let part = |x, mask, flip| S::xor(only(x, mask), S::splat_byte(flip));
+        if BITS == 4 {
+            let line = S::load(line);
+            let (low, high) = (only(line, 15), part(S::right_words::<4>(line), 15, 8));
+            return [low, high, low, high];
+        }
         if BITS == 2 {
             let line = S::load(line);
             return [
@@ -348,15 +360,8 @@ pub(super) unsafe fn decode<S: Simd, const BITS: usize>(
                     S::store(out.add(at), x);
                 };
                 let line = line::<BITS>(codes, step).add(piece);
-                if BITS == 4 {
-                    let (line, mask) = (S::load(line), S::splat_byte(15));
-                    put(0, S::and(line, mask));
-                    let high = S::and(S::right_words::<4>(line), mask);
-                    put(1, S::xor(high, S::splat_byte(8)));
-                    continue;
-                }
                 let low = fields::<S, BITS, 0>(line);
-                for i in 0..4 {
+                for i in 0..if BITS == 4 { 2 } else { 4 } {
                     put(i, low[i]);
                 }
                 if BITS == 3 {
