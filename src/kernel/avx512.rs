@@ -242,7 +242,7 @@ super::exact_m! {
 super::vnni::entries!(
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
     Zmm,
-    [1, 2, 3, 4, 5, 6],
+    [1, 2, 3, 4, 5, 6, 7, 8],
     32,
     [1, 2, 3, 4, 5],
     32,

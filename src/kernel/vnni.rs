@@ -19,7 +19,7 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, s: &Stretch, fi
     let group_bytes = a.panel_bytes / a.groups;
     // The dots of few rows are too few to hide the latency of each: lines take turns with sets of
     // accumulators. Integer sums do not mind the order.
-    let sets = [4, 2, 2, 1, 1, 1][M - 1];
+    let sets = [4, 2, 2, 1, 1, 1, 1, 1][M - 1];
     // A row alone is no run among others and has the whole panel: nothing to find out.
     let groups = if M == 1 { 0..a.groups } else { s.first_group..s.first_group + s.groups };
     let at = [0, 16];

@@ -69,13 +69,17 @@ pub(super) type RunFn = unsafe fn(&MatmulArgs, &Stretch, usize);
 /// loading and storing the outputs does not count.
 const STRETCH: usize = 20 * 1024;
 
+/// The most rows of several runs. A run alone may have more: its float sums do not fit the registers, which costs less than
+/// waiting for memory a stretch at a time.
+const SHARED: usize = 6;
+
 /// Panels of codes with `m` rows of activations, in runs of nearly the same length.
 ///
 /// # Safety
 /// The block keeps its promises, and the CPU has what the functions need; `runs[i]` takes `i + 1` rows.
 #[inline(always)]
 pub(super) unsafe fn few(a: &MatmulArgs, runs: &[RunFn]) {
-    let count = a.m.div_ceil(runs.len());
+    let count = if a.m <= runs.len() { 1 } else { a.m.div_ceil(runs.len().min(SHARED)) };
     let group_bytes = a.panel_bytes / a.groups;
     let stretch = if count == 1 { a.groups } else { (STRETCH / group_bytes).max(1) };
     // A run alone goes through a group's codes more than once: what is fetched lies beyond them.
