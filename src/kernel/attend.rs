@@ -314,13 +314,14 @@ pub(super) unsafe fn attend<S: Simd, E: Elements>(a: &AttendArgs) {
     }
 }
 
-/// `x = f(x, y)` for all lanes, a vector at a time. A compiler left to itself makes vectors across rows.
+/// `x = f(x, lane)` for all lanes, a vector from its first lane on at a time. A compiler left to itself makes vectors
+/// across rows.
 #[inline(always)]
-unsafe fn each_vector<S: Simd>(x: &mut Lanes, y: *const f32, f: impl Fn(S::V, S::V) -> S::V) {
-    for part in (0..LANES).step_by(S::WIDTH) {
-        let at = x.as_mut_ptr().wrapping_add(part);
-        // SAFETY: the caller vouches for sixteen floats at `y` and for the features.
-        unsafe { S::store(at, f(S::load(at), S::load(y.add(part)))) };
+unsafe fn each_vector<S: Simd>(x: &mut Lanes, f: impl Fn(S::V, usize) -> S::V) {
+    for lane in (0..LANES).step_by(S::WIDTH) {
+        let at = x.as_mut_ptr().wrapping_add(lane);
+        // SAFETY: a vector from there ends at sixteen; the caller vouches for the features.
+        unsafe { S::store(at, f(S::load(at), lane)) };
     }
 }
 
@@ -356,7 +357,7 @@ impl Step {
             for r in 0..R {
                 let row = self.row + r;
                 let scores = &mut weights.0[r];
-                each_vector::<S>(scores, scores.as_ptr(), |score, _| S::mul(score, scale));
+                each_vector::<S>(scores, |score, _| S::mul(score, scale));
                 if a.softcap != 0.0 {
                     scores.iter_mut().for_each(|score| *score = soft_cap(*score, a.softcap));
                 }
@@ -391,10 +392,12 @@ impl Step {
             for r in 0..R {
                 let weights = &mut weights.0[r];
                 let sum = &mut *a.sum.add((self.row + r) * LANES).cast::<Lanes>();
-                each_vector::<S>(sum, weights.as_ptr(), |sum, weight| S::add(sum, weight));
+                each_vector::<S>(sum, |sum, lane| S::add(sum, S::load(weights.as_ptr().add(lane))));
                 if E::SCALED {
-                    let scales = self.v.add(LANES * E::value_row(a.d)).cast();
-                    each_vector::<S>(weights, scales, |weight, scale| S::mul(weight, scale));
+                    let scales: *const f32 = self.v.add(LANES * E::value_row(a.d)).cast();
+                    each_vector::<S>(weights, |weight, lane| {
+                        S::mul(weight, S::load(scales.add(lane)))
+                    });
                 }
             }
             self.add_values::<S, E, R>(a, &weights);
