@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::injected::Injected;
 use support::{data, runtime};
 use xxhash_rust::xxh64::xxh64;
 
@@ -82,32 +83,40 @@ fn refused(bytes: Vec<u8>) -> String {
 #[test]
 fn truncated_at_every_kibibyte() {
     let runtime = runtime(1, None);
+    let mut cuts = Injected::of("a file is cut off");
     for whole in [gguf(), nybl()] {
         for end in (0..whole.len()).step_by(1024) {
+            cuts.another();
             let (outcome, peak) = open(&runtime, whole[..end].to_vec());
             let text = outcome.err().expect("a truncated file is refused").to_string();
             assert!(text.starts_with("bad.file: "), "{text}");
             assert!(peak <= 16 * end + 100_000, "{peak} bytes for a file of {end}");
+            cuts.survived();
         }
     }
+    cuts.told();
 }
 
 #[test]
 fn any_byte_of_the_head_may_be_wrong() {
     let runtime = runtime(1, None);
+    let mut flips = Injected::of("a byte of a head is wrong");
     for (whole, head) in [(gguf(), 70_000), (nybl(), 4_096)] {
         // Every byte of the first two hundred, then a sample of the rest.
         for at in (0..200).chain((200..head).step_by(211)) {
             for flip in [0x01, 0x80, 0xff] {
                 let mut bytes = whole.clone();
                 bytes[at] ^= flip;
+                flips.another();
                 // Opening may well succeed, as with a changed name; it must not panic, nor take
                 // memory that the file does not account for.
                 let (_, peak) = open(&runtime, bytes);
                 assert!(peak <= 16 * whole.len(), "{peak} bytes at byte {at}");
+                flips.survived();
             }
         }
     }
+    flips.told();
 }
 
 #[test]
@@ -364,6 +373,7 @@ fn mutated_files_open_or_are_refused_within_twice_their_size() {
     };
     let family = |name: &str| std::fs::read(data("families").join(name)).unwrap();
     let runtime = runtime(1, None);
+    let mut damages = Injected::of("a file is damaged");
     for format in ["gguf", "nybl", "folder"] {
         let (mut opened, mut slowest, mut largest) = (0, 0.0_f64, 0.0_f64);
         for index in 0..count {
@@ -386,6 +396,7 @@ fn mutated_files_open_or_are_refused_within_twice_their_size() {
             if format == "nybl" && index % 8 > 0 {
                 repair(bytes);
             }
+            damages.another();
             let size: usize = files.iter().map(|(_, bytes, _)| bytes.len()).sum();
             let mut sources: BTreeMap<_, _> = files
                 .into_iter()
@@ -408,6 +419,7 @@ fn mutated_files_open_or_are_refused_within_twice_their_size() {
                 Ok(_) => opened += 1,
                 Err(error) => assert!(error.to_string().contains(": "), "{error}"),
             }
+            damages.survived();
         }
         assert!(opened > 0 && opened < count, "{format}: {opened} of {count} opened");
         // Only a run that was asked for says anything about time.
@@ -416,6 +428,7 @@ fn mutated_files_open_or_are_refused_within_twice_their_size() {
             "{format}: {count} files, {opened} opened, at most {slowest:.3} s and {largest:.2} times the size in memory"
         );
     }
+    damages.told();
 }
 
 #[test]

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[allow(dead_code, reason = "here all are survived at once")]
+#[path = "support/injected.rs"]
+mod injected;
 mod programs;
+use injected::Injected;
 use programs::{libraries, model, root, run};
 
 /// What a program needs beside libnybl.a: the README's link line.
@@ -104,10 +108,15 @@ fn a_host_asks_sets_and_is_told() {
 #[test]
 fn every_refused_allocation_is_a_status_and_nothing_leaks() {
     let file = root().join("ffi-tests/data/nursery.F16.gguf");
+    let mut faults = Injected::of("an allocation is refused");
     for link in [Link::Shared, Link::Static] {
         let out = run(Command::new(build("allocation", link)).arg(model()).arg(&file));
         assert!(out.ends_with("every refusal was a status\n"), "{out}");
+        let counts = out.lines().filter_map(|line| line.split_once(" requests refused"));
+        counts.for_each(|(count, _)| faults.more(count.parse().unwrap()));
+        faults.all_survived();
     }
+    faults.told();
 }
 
 /// A host runtime that uses the kernels and nothing else.

@@ -17,6 +17,7 @@ use nybl::kv::sight::Streaming;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use support::injected::Injected;
 use support::{data, loss, open, runtime, shared};
 
 /// A text that crosses two KV blocks.
@@ -534,7 +535,9 @@ fn a_kill_during_a_save_leaves_a_whole_file() {
     let mut first = session(&model);
     first.append(&text[..50]).unwrap();
     first.save(&path).unwrap();
+    let mut kills = Injected::of("a save of two sessions is killed");
     for round in 0..12_u64 {
+        kills.another();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "saves_until_it_is_killed", "--ignored", "--nocapture"])
             .env("NYBL_SAVE_TO", &path)
@@ -551,6 +554,8 @@ fn a_kill_during_a_save_leaves_a_whole_file() {
         restored.restore(&path).unwrap();
         let found = restored.tokens();
         assert!(found == &text[..] || found == &text[1..100] || found == &text[..50], "{round}");
+        kills.survived();
     }
+    kills.told();
     std::fs::remove_dir_all(&folder).unwrap();
 }

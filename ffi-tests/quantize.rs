@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::data;
+use support::injected::Injected;
 
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -162,20 +163,24 @@ fn the_same_bytes_from_every_machine_and_after_a_kill() {
 
     let killed = folder.join("killed.nybl");
     let partial = folder.join("killed.nybl.partial");
-    let mut kills = 0;
+    let mut kills = Injected::of("a quantization is killed");
     for share in [3, 5, 7, 9, 11].map(|tenths| whole * tenths / 10) {
         let mut child = command(&killed, "2", None).spawn().unwrap();
         std::thread::sleep(share.max(Duration::from_millis(50)));
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
-            kills += usize::from(partial.exists());
+            if partial.exists() {
+                kills.another();
+            }
         }
         child.wait().unwrap();
     }
-    assert!(kills > 0, "nothing was interrupted");
     let output = command(&killed, "2", None).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(want == std::fs::read(&killed).unwrap(), "other bytes after {kills} kills");
+    let (got, count) = (std::fs::read(&killed).unwrap(), kills.count());
+    assert!(want == got, "other bytes after {count} kills");
+    kills.all_survived();
+    kills.told();
 }
 
 #[test]

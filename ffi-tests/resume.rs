@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use support::injected::Injected;
 use support::{data, runtime};
 
 fn folder(name: &str) -> PathBuf {
@@ -85,7 +86,8 @@ fn a_killed_conversion_is_continued() {
     let whole = started.elapsed();
 
     let killed = work.join("killed.nybl");
-    let (mut state, mut kills, mut found) = (12345_u64, 0, 0);
+    let mut kills = Injected::of("a conversion is killed");
+    let (mut state, mut found) = (12345_u64, 0);
     for round in 0.. {
         assert!(round < 100, "no conversion comes to its end");
         let mut child = command(&killed).spawn().unwrap();
@@ -96,10 +98,10 @@ fn a_killed_conversion_is_continued() {
         if child.try_wait().unwrap().is_none() {
             child.kill().unwrap();
             child.wait().unwrap();
-            kills += 1;
+            kills.another();
             // Neither a torn tensor nor a damaged one may survive.
             let partial = work.join("killed-00001-of-00002.nybl.partial");
-            if kills == 2
+            if kills.count() == 2
                 && let Ok(mut bytes) = std::fs::read(&partial)
             {
                 let middle = bytes.len() / 2;
@@ -117,7 +119,7 @@ fn a_killed_conversion_is_continued() {
         found += line.map_or(0, |number| number.parse::<usize>().unwrap());
         break;
     }
-    assert!(kills > 0 && found > 0, "{kills} kills, {found} tensors found again");
+    assert!(found > 0, "no tensor found again after {} kills", kills.count());
     for shard in 1..=2 {
         // The number of the set is of the source's time, which is the same.
         let name = |stem: &str| work.join(format!("{stem}-0000{shard}-of-00002.nybl"));
@@ -128,6 +130,8 @@ fn a_killed_conversion_is_continued() {
         entry.as_ref().unwrap().file_name().to_string_lossy().ends_with(".partial")
     });
     assert_eq!(left.count(), 0);
+    kills.all_survived();
+    kills.told();
 }
 
 #[test]

@@ -144,7 +144,7 @@ int main(int argc, char **argv)
                 failures++;
             }
         }
-        printf("%s: %ld requests\n", argv[file], requests);
+        printf("%ld requests refused, one at a time: %s\n", requests, argv[file]);
     }
     if (failures == 0 && host.wrong == 0)
         puts("every refusal was a status");

@@ -6,6 +6,8 @@ use nybl::engine::runtime::{Runtime, RuntimeConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) mod injected;
+
 /// A file of this project's own test data.
 pub(crate) fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("ffi-tests/data").join(name)

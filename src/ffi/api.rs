@@ -231,6 +231,7 @@ mod tests {
             calls += 1;
         });
         assert_eq!(calls + CONSTANT.len(), COUNT);
+        eprintln!("injected: a panic: {calls}, survived: {calls}");
     }
 
     #[test]
