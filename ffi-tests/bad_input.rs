@@ -8,6 +8,7 @@ use nybl::Error;
 use nybl::engine::convert::{Recipe, convert};
 use nybl::engine::load::Model;
 use nybl::engine::runtime::Runtime;
+use nybl::file::checkpoint::Checkpoint;
 use nybl::file::huggingface;
 use nybl::file::metadata::{Metadata, Value};
 use nybl::file::source::Source;
@@ -310,6 +311,33 @@ fn counts_beyond_the_file() {
     for counts in [(u64::MAX, 1), (1, u64::MAX), (1 << 40, 12), (11, 1 << 40)] {
         let parts = Parts { counts: Some(counts), ..Parts::sound() };
         assert!(refused(parts.build()).contains("count"));
+    }
+}
+
+#[test]
+fn parts_of_a_file_that_are_not_one_model() {
+    let part = |number: u64, attention: bool, all: u64| {
+        let mut parts = Parts::sound();
+        parts.tensors.retain(|tensor| tensor.0.contains("attn") == attention);
+        parts.metadata.set("split.no", Value::Unsigned(number));
+        parts.metadata.set("split.count", Value::Unsigned(2));
+        parts.metadata.set("split.tensors.count", Value::Unsigned(all));
+        Source::from_vec("part.gguf", parts.build())
+    };
+    let open = |sources| {
+        let checkpoint = Checkpoint::from_sources(sources)?;
+        Model::from_checkpoint(runtime(1, None), checkpoint)
+    };
+    assert!(open(vec![part(0, true, 11), part(1, false, 11)]).is_ok());
+    for (sources, word) in [
+        (vec![], "without files"),
+        (vec![part(0, true, 11)], "is part 1 of 2"),
+        (vec![part(1, false, 11), part(0, true, 11)], "is part 2 of 2"),
+        (vec![part(0, true, 11), part(1, true, 11)], "is the name of two tensors"),
+        (vec![part(0, true, 12), part(1, false, 12)], "is not 11"),
+    ] {
+        let error = open(sources).err().expect("it is refused").to_string();
+        assert!(error.contains(word), "{error}");
     }
 }
 

@@ -13,7 +13,8 @@ for test in bad_input cache engine exact families faults folders foreign_reader 
     tests+=(--test "$test")
 done
 cargo test --no-run --message-format=json "${tests[@]}" >"$out/build.json"
-cargo test --quiet "${tests[@]}" >&2
+# One test reads long texts with models beside the checkout: minutes for lines that others run too.
+cargo test --quiet "${tests[@]}" -- --skip integers_cost_little_perplexity_on_real_models >&2
 "$tools/llvm-profdata" merge -sparse -failure-mode=all "$out"/*.profraw -o "$out/all"
 python3 - "$out/build.json" "$out/all" "$tools/llvm-cov" "$@" <<'PYTHON'
 import collections, json, os, pathlib, subprocess, sys

@@ -149,6 +149,7 @@ mod tests {
     const MODEL: &[u8] = include_bytes!("../../ffi-tests/fixtures/sentencepiece/tokenizer.model");
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many bytes for it")]
     fn ids_are_those_of_sentencepiece() {
         let mut metadata = Metadata::new("folder");
         read("tokenizer.model", MODEL, &mut metadata).unwrap();
@@ -165,6 +166,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many bytes for it")]
     fn every_truncation_is_a_status() {
         for end in 0..MODEL.len() {
             let mut metadata = Metadata::new("folder");

@@ -787,6 +787,7 @@ mod tests {
 
     /// What the packages that define the encodings read from them, and what the packed layout holds.
     #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
     fn matrices_are_what_their_packages_read() {
         let gptq = GPTQ.map(|(case, bits, less_one, planar, format)| {
             (case, vec![bits], Convention::Gptq { less_one, planar }, format)
@@ -840,6 +841,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
     fn parts_that_do_not_fit_are_refused() {
         let stored = fixtures();
         let part = |name: &str| stored.get(&format!("gptq.4.v2.act.{name}")).cloned();
@@ -867,6 +869,13 @@ mod tests {
         assert!(no(|parts| parts.scales.as_mut().unwrap().shape = vec![1, 32]).contains("scales"));
         assert!(no(|parts| parts.scales.as_mut().unwrap().dtype = Dtype::I64).contains("scales"));
         assert!(no(|parts| parts.groups.as_mut().unwrap().range.end -= 4).contains("words"));
+        assert!(no(|parts| parts.codes.as_mut().unwrap().dtype = Dtype::F32).contains("I32 was"));
+        assert!(no(|parts| parts.scales.as_mut().unwrap().shape = vec![1; 3]).contains("scales"));
+        assert!(no(|parts| parts.groups.as_mut().unwrap().dtype = Dtype::F32).contains("integers"));
+        let packed = Scheme { convention: Convention::PackQuantized, ..scheme.clone() };
+        assert!(error(parts(), &packed).contains("weight_shape"));
+        let fast = Scheme { convention: Convention::AwqGemvFast, ..scheme.clone() };
+        assert!(Words::new(&fast, parts()).is_err());
         let ct = Scheme { convention: Convention::AwqGemm, ..scheme.clone() };
         assert!(error(parts(), &ct).contains("g_idx of 64 columns for 8"));
         // Sizes that make two groups of 64 columns, as there are scales, and some that do not.
@@ -901,6 +910,7 @@ mod tests {
 
     /// Every block type, against the reader of the `gguf` package.
     #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
     fn blocks_are_what_the_gguf_package_reads() {
         let stored = fixtures();
         for kind in [
