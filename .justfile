@@ -18,9 +18,9 @@ features:
 conformance expect="":
     NYBL_EXPECT={{expect}} cargo test --no-default-features --test conformance
 
-# Packing, threads, blocks and the scalar rows under Miri.
+# Kernels, threads, the cache, files and the C interface under Miri: the lane of .ci/run.
 miri:
-    cargo +nightly miri test --no-default-features --lib -- isa:: kernel:: memory:: quant:: threads:: kv::blocks kv::store spec::tree spec::verify
+    RUST_BACKTRACE=0 MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-disable-isolation" cargo +nightly miri test --no-default-features --features capi,huggingface,text --lib -- isa:: kernel:: memory:: quant:: threads:: kv:: spec:: file:: model:: ffi:: text::logprobs text::sample text::stop --skip quant::shapes --skip quant::gptq --skip quant::rtn
 
 # The pool, the loader and cancelling under the thread sanitizer.
 races:

@@ -216,7 +216,7 @@ mod tests {
             row.iter().map(off).map(|off| off * off).sum()
         };
         let (mut searched, mut plain) = (0.0, 0.0);
-        for seed in 0..200 {
+        for seed in 0..if cfg!(miri) { 20 } else { 200 } {
             let row = &row(seed)[..8];
             let top = row.iter().fold(0.0, |top: f32, x| top.max(x.abs()));
             let chosen = error(row, eight_bits(row));
@@ -242,13 +242,15 @@ mod tests {
 
     #[test]
     fn what_moves_is_what_was_written() {
+        // Made once: under Miri a sine is another one in its last bits each time.
+        let (key, value) = (row(1), row(2));
         for format in KvFormat::ALL {
             let make = || (chunk(format.key_bytes(D)), chunk(format.value_bytes(D)));
             let ((mut k, mut v), (mut want_k, mut want_v)) = (make(), make());
-            write_key(format, &mut k, D, 3, &row(1));
-            write_value(format, &mut v, D, 3, &row(2));
-            write_key(format, &mut want_k, D, 11, &row(1));
-            write_value(format, &mut want_v, D, 11, &row(2));
+            write_key(format, &mut k, D, 3, &key);
+            write_value(format, &mut v, D, 3, &value);
+            write_key(format, &mut want_k, D, 11, &key);
+            write_value(format, &mut want_v, D, 11, &value);
             let ((mut to_k, mut to_v), from) = (make(), 3);
             move_key(format, D, (&k, from), (&mut to_k, 11));
             move_value(format, D, (&v, from), (&mut to_v, 11));

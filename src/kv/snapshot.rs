@@ -386,6 +386,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many positions for it")]
     fn what_was_saved_comes_back_into_any_block_size() {
         let (bytes, tokens) = snapshot(0);
         for block in [16, 32, 64, 256] {
@@ -399,13 +400,14 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "too many positions for it")]
     fn damage_is_refused_with_its_place() {
         let (bytes, _) = snapshot(0);
         for len in [0, 7, 87, 88, 600, 700, bytes.len() - 1] {
             let error = read(64, &IDENTITY, &bytes[..len]).unwrap_err().to_string();
             assert!(error.contains("is cut off"), "{len}: {error}");
         }
-        for at in (0..bytes.len()).step_by(if cfg!(miri) { 997 } else { 13 }) {
+        for at in (0..bytes.len()).step_by(13) {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x10;
             assert!(read(64, &IDENTITY, &flipped).is_err(), "byte {at}");
