@@ -804,7 +804,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "too many bytes for it")]
     fn tokens_added_to_a_sentencepiece_model_come_behind_it() {
         const MODEL: &[u8] =
             include_bytes!("../../ffi-tests/fixtures/sentencepiece/tokenizer.model");
@@ -868,7 +867,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "too many bytes for it")]
     fn what_is_missing_unknown_or_wrong_is_named() {
         let error = |change: &dyn Fn(&mut Json, &mut Shapes)| {
             folder(change).err().expect("the folder is refused").to_string()

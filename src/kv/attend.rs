@@ -521,7 +521,7 @@ mod tests {
 
     fn run(isa: Isa, threads: usize, first: usize, m: usize) -> Vec<f32> {
         let (mut store, mut table) = (store(KvFormat::F32, 64), BlockTable::default());
-        append(&mut store, &mut table, 200);
+        append(&mut store, &mut table, if cfg!(miri) { 16 } else { 200 });
         run_on(isa, threads, (&store, &table), first, m)
     }
 
