@@ -20,7 +20,7 @@ conformance expect="":
 
 # Kernels, threads, the cache, files and the C interface under Miri: the lane of .ci/run.
 miri:
-    RUST_BACKTRACE=0 MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-disable-isolation" cargo +nightly miri test --no-default-features --features capi,huggingface,text --lib -- isa:: kernel:: memory:: quant:: threads:: kv:: spec:: file:: model:: ffi:: text::logprobs text::sample text::stop --skip quant::shapes --skip quant::gptq --skip quant::rtn --skip file::huggingface
+    RUST_BACKTRACE=0 MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-disable-isolation" cargo +nightly miri test --no-default-features --features capi,chat,huggingface --lib -- isa:: kernel:: memory:: quant:: threads:: kv:: spec:: file:: model:: ffi:: text::logprobs text::sample text::stop --skip quant::shapes --skip quant::gptq --skip quant::rtn --skip file::huggingface
 
 # The pool, the loader and cancelling under the thread sanitizer.
 races:
