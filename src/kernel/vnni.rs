@@ -82,116 +82,112 @@ pub(super) unsafe fn q4<S: Simd, const M: usize>(a: &MatmulArgs, s: &Stretch, fi
     }
 }
 
-/// Three bits, one row of activations.
+/// Three bits, one row of activations against a panel.
 #[inline(always)]
-pub(super) unsafe fn q3<S: Simd>(a: &MatmulArgs) {
+pub(super) unsafe fn q3<S: Simd>(a: &MatmulArgs, panel: usize) {
     let group_bytes = a.panel_bytes / a.groups;
-    for panel in 0..a.panels {
-        let at: [usize; 8] = std::array::from_fn(|field| field * 16);
-        // SAFETY: as in `q4`.
-        unsafe {
-            let mut acc = [[S::splat_float(0.0); 8]; 1];
-            let mut w = a.w.add(panel * a.panel_bytes);
-            let flip = S::splat_byte(0x80);
-            let only = |x, mask| S::and(x, S::splat_byte(mask));
-            for g in 0..a.groups {
-                let x = RowsOfX::<1>::new(a, 0, g);
-                let mut p = [S::splat(0); 3];
-                let mut q = [S::splat(0); 3];
-                let mut r = [S::splat(0); 4];
-                for step in 0..a.group / 4 {
-                    let planes = line::<3>(w, step);
-                    let x = four::<S>(x.x[0].add(step * 4));
-                    let line = S::load(planes);
-                    p[0] = S::dot(p[0], S::xor(line, flip), x);
-                    p[1] = S::dot(p[1], only(line, 0x1f), x);
-                    p[2] = S::dot(p[2], only(line, 0x03), x);
-                    let line = S::load(planes.add(128));
-                    q[0] = S::dot(q[0], S::xor(line, flip), x);
-                    q[1] = S::dot(q[1], only(line, 0x3f), x);
-                    q[2] = S::dot(q[2], only(line, 0x07), x);
-                    let line = S::load(planes.add(256));
-                    r[0] = S::dot(r[0], line, x);
-                    r[1] = S::dot(r[1], only(line, 0x7f), x);
-                    r[2] = S::dot(r[2], only(line, 0x0f), x);
-                    r[3] = S::dot(r[3], only(line, 0x01), x);
-                }
-                let high = S::right::<6>(S::sub(q[0], q[1]));
-                let four_of_six = S::add(S::add(r[3], r[3]), S::add(r[3], r[3]));
-                let mut dots = [[
-                    S::right::<2>(S::sub(p[1], p[2])),
-                    S::right::<5>(S::sub(p[0], p[1])),
-                    q[2],
-                    S::right::<3>(S::sub(q[1], q[2])),
-                    S::right::<1>(S::sub(r[2], r[3])),
-                    S::right::<4>(S::sub(r[1], r[2])),
-                    S::add(p[2], four_of_six),
-                    S::add(S::add(high, high), S::right::<7>(S::sub(r[0], r[1]))),
-                ]];
-                if a.offset == 0 {
-                    let middle = S::splat(4 * x.sum(0));
-                    for dots in &mut dots[0] {
-                        *dots = S::sub(*dots, middle);
-                    }
-                }
-                let tables = w.add(a.group * 48);
-                scale_in::<S, 1, 8>(&mut acc, &dots, &x, a.offset, tables, 128, at);
-                w = w.add(group_bytes);
+    let at: [usize; 8] = std::array::from_fn(|field| field * 16);
+    // SAFETY: as in `q4`.
+    unsafe {
+        let mut acc = [[S::splat_float(0.0); 8]; 1];
+        let mut w = a.w.add(panel * a.panel_bytes);
+        let flip = S::splat_byte(0x80);
+        let only = |x, mask| S::and(x, S::splat_byte(mask));
+        for g in 0..a.groups {
+            let x = RowsOfX::<1>::new(a, 0, g);
+            let mut p = [S::splat(0); 3];
+            let mut q = [S::splat(0); 3];
+            let mut r = [S::splat(0); 4];
+            for step in 0..a.group / 4 {
+                let planes = line::<3>(w, step);
+                let x = four::<S>(x.x[0].add(step * 4));
+                let line = S::load(planes);
+                p[0] = S::dot(p[0], S::xor(line, flip), x);
+                p[1] = S::dot(p[1], only(line, 0x1f), x);
+                p[2] = S::dot(p[2], only(line, 0x03), x);
+                let line = S::load(planes.add(128));
+                q[0] = S::dot(q[0], S::xor(line, flip), x);
+                q[1] = S::dot(q[1], only(line, 0x3f), x);
+                q[2] = S::dot(q[2], only(line, 0x07), x);
+                let line = S::load(planes.add(256));
+                r[0] = S::dot(r[0], line, x);
+                r[1] = S::dot(r[1], only(line, 0x7f), x);
+                r[2] = S::dot(r[2], only(line, 0x0f), x);
+                r[3] = S::dot(r[3], only(line, 0x01), x);
             }
-            finish::<S, 1, 8>(a, panel * 128, 0, &acc, at);
+            let high = S::right::<6>(S::sub(q[0], q[1]));
+            let four_of_six = S::add(S::add(r[3], r[3]), S::add(r[3], r[3]));
+            let mut dots = [[
+                S::right::<2>(S::sub(p[1], p[2])),
+                S::right::<5>(S::sub(p[0], p[1])),
+                q[2],
+                S::right::<3>(S::sub(q[1], q[2])),
+                S::right::<1>(S::sub(r[2], r[3])),
+                S::right::<4>(S::sub(r[1], r[2])),
+                S::add(p[2], four_of_six),
+                S::add(S::add(high, high), S::right::<7>(S::sub(r[0], r[1]))),
+            ]];
+            if a.offset == 0 {
+                let middle = S::splat(4 * x.sum(0));
+                for dots in &mut dots[0] {
+                    *dots = S::sub(*dots, middle);
+                }
+            }
+            let tables = w.add(a.group * 48);
+            scale_in::<S, 1, 8>(&mut acc, &dots, &x, a.offset, tables, 128, at);
+            w = w.add(group_bytes);
         }
+        finish::<S, 1, 8>(a, panel * 128, 0, &acc, at);
     }
 }
 
-/// Two bits, one row of activations.
+/// Two bits, one row of activations against a panel.
 #[inline(always)]
-pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs) {
+pub(super) unsafe fn q2<S: Simd>(a: &MatmulArgs, panel: usize) {
     let group_bytes = a.panel_bytes / a.groups;
-    for panel in 0..a.panels {
-        let at: [usize; 4] = std::array::from_fn(|field| field * 16);
-        // SAFETY: as in `q4`.
-        unsafe {
-            let mut acc = [[S::splat_float(0.0); 4]; 1];
-            let mut w = a.w.add(panel * a.panel_bytes);
-            let flip = S::splat_byte(0x80);
-            let only = |x, mask| S::and(x, S::splat_byte(mask));
-            for g in 0..a.groups {
-                let x = RowsOfX::<1>::new(a, 0, g);
-                let mut sums = [[S::splat(0); 4]; 2];
-                for step in (0..a.group / 4).step_by(2) {
-                    for turn in 0..2 {
-                        let codes = w.add((step + turn) * 64);
-                        let line = S::load(codes);
-                        let x = four::<S>(x.x[0].add((step + turn) * 4));
-                        let set = &mut sums[turn];
-                        set[0] = S::dot(set[0], S::xor(line, flip), x);
-                        set[1] = S::dot(set[1], only(line, 0x3f), x);
-                        set[2] = S::dot(set[2], only(line, 0x0f), x);
-                        set[3] = S::dot(set[3], only(line, 0x03), x);
-                    }
+    let at: [usize; 4] = std::array::from_fn(|field| field * 16);
+    // SAFETY: as in `q4`.
+    unsafe {
+        let mut acc = [[S::splat_float(0.0); 4]; 1];
+        let mut w = a.w.add(panel * a.panel_bytes);
+        let flip = S::splat_byte(0x80);
+        let only = |x, mask| S::and(x, S::splat_byte(mask));
+        for g in 0..a.groups {
+            let x = RowsOfX::<1>::new(a, 0, g);
+            let mut sums = [[S::splat(0); 4]; 2];
+            for step in (0..a.group / 4).step_by(2) {
+                for turn in 0..2 {
+                    let codes = w.add((step + turn) * 64);
+                    let line = S::load(codes);
+                    let x = four::<S>(x.x[0].add((step + turn) * 4));
+                    let set = &mut sums[turn];
+                    set[0] = S::dot(set[0], S::xor(line, flip), x);
+                    set[1] = S::dot(set[1], only(line, 0x3f), x);
+                    set[2] = S::dot(set[2], only(line, 0x0f), x);
+                    set[3] = S::dot(set[3], only(line, 0x03), x);
                 }
-                let mut all = sums[0];
-                for i in 0..4 {
-                    all[i] = S::add(sums[0][i], sums[1][i]);
-                }
-                let mut dots = [[
-                    all[3],
-                    S::right::<2>(S::sub(all[2], all[3])),
-                    S::right::<4>(S::sub(all[1], all[2])),
-                    S::right::<6>(S::sub(all[0], all[1])),
-                ]];
-                if a.offset == 0 {
-                    let middle = S::splat(2 * x.sum(0));
-                    for dots in &mut dots[0] {
-                        *dots = S::sub(*dots, middle);
-                    }
-                }
-                let tables = w.add(a.group * 16);
-                scale_in::<S, 1, 4>(&mut acc, &dots, &x, a.offset, tables, 64, at);
-                w = w.add(group_bytes);
             }
-            finish::<S, 1, 4>(a, panel * 64, 0, &acc, at);
+            let mut all = sums[0];
+            for i in 0..4 {
+                all[i] = S::add(sums[0][i], sums[1][i]);
+            }
+            let mut dots = [[
+                all[3],
+                S::right::<2>(S::sub(all[2], all[3])),
+                S::right::<4>(S::sub(all[1], all[2])),
+                S::right::<6>(S::sub(all[0], all[1])),
+            ]];
+            if a.offset == 0 {
+                let middle = S::splat(2 * x.sum(0));
+                for dots in &mut dots[0] {
+                    *dots = S::sub(*dots, middle);
+                }
+            }
+            let tables = w.add(a.group * 16);
+            scale_in::<S, 1, 4>(&mut acc, &dots, &x, a.offset, tables, 64, at);
+            w = w.add(group_bytes);
         }
+        finish::<S, 1, 4>(a, panel * 64, 0, &acc, at);
     }
 }
 
@@ -242,20 +238,14 @@ macro_rules! entries {
             s: &Stretch,
             first_row: usize,
         ) {
-            // SAFETY: the caller's promise.
-            unsafe { x86_few::decoded::<$simd, M, BITS, 4>(a, s, first_row) }
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn one_q3(a: &MatmulArgs) {
-            // SAFETY: the caller's promise.
-            unsafe { vnni::q3::<$simd>(a) }
-        }
-
-        #[target_feature(enable = $features)]
-        unsafe fn one_q2(a: &MatmulArgs) {
-            // SAFETY: the caller's promise.
-            unsafe { vnni::q2::<$simd>(a) }
+            // SAFETY: the caller's promise. One row has the whole panel.
+            unsafe {
+                match (M, BITS) {
+                    (1, 3) if WHOLE => vnni::q3::<$simd>(a, s.panel),
+                    (1, 2) if WHOLE => vnni::q2::<$simd>(a, s.panel),
+                    _ => x86_few::decoded::<$simd, M, BITS, 4>(a, s, first_row),
+                }
+            }
         }
 
         /// Whether a vector holds a line.
@@ -289,7 +279,6 @@ macro_rules! entries {
             // SAFETY: the caller vouches for the block.
             unsafe {
                 match (*a).m {
-                    1 if WHOLE => one_q3(&*a),
                     1..=$most_fewer => x86_few::few(&*a, &[$(fewer::<$fewer, 3>),*]),
                     _ => x86::many(&*a, 3, decode::<3>, TILES, WIDTH),
                 }
@@ -302,7 +291,6 @@ macro_rules! entries {
             // SAFETY: the caller vouches for the block.
             unsafe {
                 match (*a).m {
-                    1 if WHOLE => one_q2(&*a),
                     1..=$most_fewer => x86_few::few(&*a, &[$(fewer::<$fewer, 2>),*]),
                     _ => x86::many(&*a, 2, decode::<2>, TILES, WIDTH),
                 }

@@ -133,17 +133,14 @@ pub(super) unsafe fn decoded<S: Simd, const M: usize, const BITS: usize, const V
         for g in s.first_group..s.first_group + s.groups {
             let x = RowsOfX::<M>::new(a, first_row, g);
             // One vector of a line after the other, group by group: a group stays in the first cache, a panel does not.
-            let fetch = (&mut ahead, s.pace);
-            part::<S, M, BITS, V, 0>(a, &mut acc[0], &x, (w, lane(0)), fetch);
-            if exists(1) {
-                let fetch = (&mut ahead, s.pace);
-                part::<S, M, BITS, V, 1>(a, &mut acc[1], &x, (w, lane(1)), fetch);
-            }
-            if exists(2) {
-                part::<S, M, BITS, V, 0>(a, &mut acc[2], &x, (w, lane(2)), (&mut ahead, 0));
-            }
-            if exists(3) {
-                part::<S, M, BITS, V, 1>(a, &mut acc[3], &x, (w, lane(3)), (&mut ahead, 0));
+            // Each fetches its share of the lines.
+            let pace = s.pace * S::LANES / 16;
+            if S::LANES == 16 {
+                vector::<S, M, BITS, V>(a, &mut acc, 0, &x, w, (&mut ahead, pace));
+            } else {
+                for half in 0..2 {
+                    vector::<S, M, BITS, V>(a, &mut acc, half, &x, w, (&mut ahead, pace));
+                }
             }
             if M > 1 {
                 for _ in 0..(group_bytes - a.group * panel_rows(BITS) * BITS / 8) / 64 {
@@ -163,6 +160,26 @@ pub(super) unsafe fn decoded<S: Simd, const M: usize, const BITS: usize, const V
 /// Where in its panel the outputs of a part lie, field by field.
 fn outputs<const V: usize>(part: usize, lane: usize) -> [usize; V] {
     std::array::from_fn(|field| (part * V + field) * 16 + lane)
+}
+
+/// Vector `half` of the lines of a group, scaled into its sums.
+#[inline(always)]
+unsafe fn vector<S: Simd, const M: usize, const BITS: usize, const V: usize>(
+    a: &MatmulArgs,
+    acc: &mut [[[S::F; V]; M]; 4],
+    half: usize,
+    x: &RowsOfX<M>,
+    w: *const u8,
+    (ahead, pace): (&mut *const u8, usize),
+) {
+    let from = (w, half * S::LANES);
+    // SAFETY: as in `decoded`.
+    unsafe {
+        part::<S, M, BITS, V, 0>(a, &mut acc[2 * half], x, from, (&mut *ahead, pace));
+        if BITS == 3 {
+            part::<S, M, BITS, V, 1>(a, &mut acc[2 * half + 1], x, from, (ahead, pace));
+        }
+    }
 }
 
 /// Part `PART` of a group, scaled into `acc`.
@@ -217,7 +234,7 @@ unsafe fn walk<S: Simd, const M: usize, const BITS: usize, const V: usize, const
     unsafe {
         for step in steps {
             let codes = fields::<S, BITS, PART>(line::<BITS>(w, step).add(lane * 4));
-            if M > 1 && *pace > 0 {
+            if M > 1 {
                 // Three bits have three lines a step.
                 for _ in 0..if BITS == 3 && PART == 0 { 2 } else { 1 } {
                     S::prefetch(**ahead);
