@@ -112,7 +112,7 @@ mod tests {
             (&["b", "ab"], "xab", "x", true),
         ];
         for (strings, text, want, stopped) in cases {
-            for cuts in 0..1 << text.len() {
+            for cuts in (0..1 << text.len()).step_by(if cfg!(miri) { 97 } else { 1 }) {
                 assert_eq!(cut(strings, text, cuts), (want.to_owned(), stopped), "{text} {cuts:b}");
             }
         }
