@@ -131,6 +131,9 @@ fn better_methods_lose_less() {
     assert!(asym < gptq && bits < 3.6, "{asym} {bits}");
     let (mixed, bits) = loss(&["--mixed", "3.5", "--group", "128"]);
     assert!(mixed < best && (3.3..=3.5).contains(&bits), "{mixed} {bits}");
+    // Four bits for embedding and head lose more, the layers stay as they are.
+    let (small, layers) = loss(&["--bits", "3", "--group", "128", "--table-bits", "4"]);
+    assert!(best < small && small < gptq && (3.1..3.4).contains(&layers), "{small} {layers}");
     // With eight bits for every matrix a rotation has nothing to do: it must not change the model.
     let (bytes, bits) = loss(&["--mixed", "8.2", "--group", "128", "--method", "rtn"]);
     let (rotated, _) = loss(&["--mixed", "8.2", "--group", "128", "--method", "rtn", "--rotate"]);

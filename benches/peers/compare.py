@@ -32,6 +32,11 @@ PAIRS = {
 }
 
 
+# Seconds from nothing to the first token after a prompt of eight, both files in the system's cache. The peer's are those of
+# its whole process; nybl's those between a process's start and its token, and those of a process that only starts and ends.
+LOAD = "load"
+
+
 def test_flags(test):
     """`decode@4096:i8` as flags of both programs: what is timed, after how many tokens, with which cache."""
     what, _, kv = test.partition(":")
@@ -52,6 +57,13 @@ class Nybl:
         name, count, depth, kv = test_flags(test)
         return [self.program, "bench", "-m", file, f"--{name}", count, "--depth", depth, "--kv", kv, "--threads", threads,
                 "--runs", 1, "--json", *self.isa]
+
+    def load_seconds(self, prefix, file, threads):
+        start = time.monotonic()
+        run(prefix, [self.program, "--version"])
+        alone = time.monotonic() - start
+        output = run(prefix, [self.program, "bench", "-m", file, "--load", "--threads", threads, "--runs", 1, "--json", *self.isa])
+        return alone + json.loads(output)["load"]["warm_first_token_s"]
 
     def rate(self, output, test):
         result = json.loads(output)
@@ -76,6 +88,11 @@ class LlamaBench:
 
     extra = []
 
+    def load_seconds(self, prefix, file, threads):
+        start = time.monotonic()
+        output = run(prefix, [*self.command(file, "prefill8", threads), "--no-warmup"])
+        return time.monotonic() - start, output
+
     def rate(self, output):
         return json.loads(output)[0]["avg_ts"]
 
@@ -88,10 +105,15 @@ class LlamaPython(LlamaBench):
 
     name = "llama-cpp-python"
 
-    def command(self, file, test, threads):
+    def load_seconds(self, prefix, file, threads):
+        start = time.monotonic()
+        output = run(prefix, self.command(file, "prefill8", threads, what=LOAD))
+        return time.monotonic() - start, output
+
+    def command(self, file, test, threads, what=None):
         name, count, depth, kv = test_flags(test)
         helper = pathlib.Path(__file__).with_name("with_llama_cpp.py")
-        return [self.program, helper, file, name, count, depth, kv, threads]
+        return [self.program, helper, file, what or name, count, depth, kv, threads]
 
     def rate(self, output):
         return json.loads(output)["tokens_per_second"]
@@ -145,7 +167,7 @@ def prepared(arguments, shape, pair):
             command = [arguments.nybl, "convert", source, ours]
         else:
             bits, group = recipe
-            command = [arguments.nybl, "quantize", source, ours, "--bits", bits, "--group", group, "--method", "rtn"]
+            command = [arguments.nybl, "quantize", source, ours, "--bits", bits, "--group", group, "--table-bits", 4, "--method", "rtn"]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
             print(f"{pair}: {done.stderr.strip()}", file=sys.stderr)
@@ -161,7 +183,7 @@ def main():
     parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
     parser.add_argument("--models", default="tinyllama-1.1b,llama-3.2-1b,qwen2.5-0.5b", help="among: " + ", ".join(models.SHAPES))
     parser.add_argument("--pairs", default="int4-g32,int4-g128,int8", help="among: " + ", ".join(PAIRS))
-    parser.add_argument("--tests", default="decode64,prefill128,prefill512", help="as decode64, prefill512@4096, decode32@4096:i8")
+    parser.add_argument("--tests", default="decode64,prefill128,prefill512", help="as decode64, prefill512@4096, decode32@4096:i8, load")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--best", action="store_true", help="the best of all rounds instead of the median, where others use the machine, too")
@@ -182,7 +204,7 @@ def main():
     prefix = shlex.split(arguments.prefix)
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     version = None
-    rows = []
+    rows, loads = [], []
     for shape in arguments.models.split(","):
         for pair in arguments.pairs.split(","):
             files = prepared(arguments, shape, pair)
@@ -198,6 +220,16 @@ def main():
             for test in arguments.tests.split(","):
                 for threads in map(int, arguments.threads.split(",")):
                     samples, rates = [], []
+                    if test == LOAD:
+                        for _ in range(arguments.rounds):
+                            samples.append(ours.load_seconds(prefix, files[1], threads))
+                            if peer:
+                                seconds, output = peer.load_seconds(prefix, files[0], threads)
+                                rates.append(seconds)
+                                version = version or peer.version(output)
+                        loads.append((shape, pair, threads, PAIRS[pair][0], statistics.median(rates) if rates else None, statistics.median(samples)))
+                        print(*loads[-1], file=sys.stderr)
+                        continue
                     for _ in range(arguments.rounds):
                         samples.append(ours.rate(run(prefix, ours.command(files[1], test, threads)), test))
                         if peer:
@@ -215,8 +247,16 @@ def main():
     print(f"{cpu}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}; {'best' if arguments.best else 'medians'} of {arguments.rounds}; {name}, "
           f"flash attention on{', ' + arguments.llama_flags if arguments.llama_flags else ''}"
           f"{'; nybl with ' + arguments.isa if arguments.isa else ''}\n")
-    print("| model | weights | test | threads | llama.cpp tok/s | nybl tok/s | ratio | nybl of the limit | limit |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    if loads:
+        print("| model | weights | threads | llama.cpp s | nybl s | times as fast |\n|---|---|---|---|---|---|")
+    for shape, pair, threads, kind, theirs, mine in loads:
+        both = f"{theirs:.2f} | {mine:.3f} | {theirs / mine:.1f}" if theirs else f"skipped | {mine:.3f} |"
+        print(f"| {shape} | {kind} / {pair} | {threads} | {both} |")
+    if loads and rows:
+        print()
+    if rows:
+        print("| model | weights | test | threads | llama.cpp tok/s | nybl tok/s | ratio | nybl of the limit | limit |")
+        print("|---|---|---|---|---|---|---|---|---|")
     for shape, pair, test, threads, kind, theirs, rate, limit, share in rows:
         unit = "GB/s" if test.startswith("decode") else "GOP/s"
         print(f"| {shape} | {kind} / {pair} | {test} | {threads} | {f'{theirs:.1f}' if theirs else 'skipped'} | {rate:.1f} | "

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times llama.cpp through PyPI's llama-cpp-python, one sample: FILE decode|prefill COUNT DEPTH f16|i8 THREADS.
+"""Times llama.cpp through PyPI's llama-cpp-python, one sample: FILE decode|prefill|load COUNT DEPTH f16|i8 THREADS.
 
 The C functions of the package, not its `Llama` class, whose own work would be part of the time. Prints a JSON object.
 """
@@ -41,9 +41,10 @@ def eval_tokens(total, piece):
 
 
 memory = c.llama_get_memory(context)
-# Once to warm up, as llama-bench does.
-eval_tokens(1 if what == "decode" else count, 2048)
-c.llama_memory_clear(memory, False)
+if what != "load":
+    # Once to warm up, as llama-bench does.
+    eval_tokens(1 if what == "decode" else count, 2048)
+    c.llama_memory_clear(memory, False)
 eval_tokens(depth, 2048)
 start = time.perf_counter()
 eval_tokens(count, 1 if what == "decode" else 2048)

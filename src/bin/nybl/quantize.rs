@@ -53,6 +53,9 @@ pub(crate) struct Args {
     /// Rotate the residual stream by Hadamard matrices, fused into the weights.
     #[arg(long)]
     rotate: bool,
+    /// Bits of the embedding and of the output head: 8, or 4 in groups of the same size, for a smaller file.
+    #[arg(long, default_value = "8", value_name = "BITS", value_parser = ["4", "8"])]
+    table_bits: String,
     /// Threads [default and most: one on each core].
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     threads: usize,
@@ -71,6 +74,7 @@ pub(crate) fn quantize(args: &Args) -> Result<(), Failure> {
         zero_points: args.asym,
         mixed: args.mixed,
         rotate: args.rotate,
+        table_bits: if args.table_bits == "4" { 4 } else { 8 },
     };
     let calibration = args.calib.as_deref().map(|text| calibration(args, text)).transpose()?;
     let runtime = Runtime::new(&RuntimeConfig { threads: args.threads, ..Default::default() })?;

@@ -7,7 +7,7 @@
 
 use super::layer::{Floats, LINEARS, copy, matrix, pack_codes};
 use super::streams::Streams;
-use super::{Calibration, Options, TABLE, method, table};
+use super::{Calibration, Options, method, table, tables_of};
 use crate::error::{Error, Result};
 use crate::file::nybl::Kind;
 use crate::kernel::{Format, Layout};
@@ -40,7 +40,8 @@ pub(super) fn assign(
         return Err(Error::InvalidArgument("mixed bits need a calibration text".into()));
     };
     let embedding = &floats.checkpoint.tensors["token_embd.weight"];
-    let layout = Layout::new(TABLE.0, TABLE.1, embedding.n(), embedding.k())?;
+    let (format, group) = tables_of(options)?;
+    let layout = Layout::new(format, group, embedding.n(), embedding.k())?;
     let plan = [("token_embd.weight".to_owned(), Kind::Matrix(layout))];
     let embedding = table(machine, floats, "token_embd.weight", &plan)?;
     let whole = calibration.tokens.len().min(calibration.sequence * SEQUENCES);

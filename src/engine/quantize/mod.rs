@@ -53,6 +53,8 @@ pub struct Options {
     pub mixed: Option<f64>,
     /// Rotates the residual stream and the heads of values by Hadamard matrices, fused into the weights.
     pub rotate: bool,
+    /// Bits of the embedding and of the output head: 8, in groups of 32, or 4, in groups as the layers'.
+    pub table_bits: usize,
 }
 
 /// Text to calibrate with.
@@ -100,9 +102,6 @@ pub struct MatrixReport {
     pub error: Option<f64>,
 }
 
-/// Embedding and output head: bytes, because every token passes through single rows of them.
-const TABLE: (Format, usize) = (Format::Q8, 32);
-
 /// Quantises the checkpoint `from` into the packed file `to`; `progress(done, total)` counts steps of equal
 /// kind.
 ///
@@ -139,7 +138,7 @@ pub fn quantize(
     };
     let layout = |name: &str, n: usize, k: usize| {
         let (format, group) = match name {
-            "token_embd.weight" | "output.weight" => TABLE,
+            "token_embd.weight" | "output.weight" => tables_of(options)?,
             _ => (formats.get(name).copied().unwrap_or(format_of(options)?), options.group),
         };
         Layout::new(format, group, n, k)
@@ -249,6 +248,17 @@ fn format_of(options: &Options) -> Result<Format> {
     }
 }
 
+/// Format and group of embedding and output head.
+fn tables_of(options: &Options) -> Result<(Format, usize)> {
+    match options.table_bits {
+        8 => Ok((Format::Q8, 32)),
+        4 => Ok((Format::Q4, options.group)),
+        bits => Err(Error::InvalidArgument(format!(
+            "{bits} bits for embedding and output head: only 4 or 8"
+        ))),
+    }
+}
+
 fn check(
     checkpoint: &Checkpoint,
     config: &Config,
@@ -257,6 +267,7 @@ fn check(
 ) -> Result<()> {
     let wrong = |what: String| Err(Error::InvalidArgument(what));
     format_of(options)?;
+    tables_of(options)?;
     if !matches!(options.group, 32 | 64 | 128) {
         return wrong(format!("groups of {}: 32, 64 or 128", options.group));
     }
@@ -297,7 +308,7 @@ fn check(
 
 /// Says in the file how it was made.
 fn describe(mut metadata: Metadata, options: &Options) -> Metadata {
-    let Options { bits, group, method, zero_points, mixed, rotate } = options;
+    let Options { bits, group, method, zero_points, mixed, rotate, table_bits } = options;
     let mut text = match mixed {
         Some(budget) => format!("{}, {budget} bits per weight, groups of {group}", method.name()),
         None => format!("{}, {bits} bits, groups of {group}", method.name()),
@@ -306,6 +317,9 @@ fn describe(mut metadata: Metadata, options: &Options) -> Metadata {
         if *set {
             text += what;
         }
+    }
+    if *table_bits != 8 {
+        text += &format!(", embedding and output head in {table_bits} bits");
     }
     metadata.set("nybl.quantization", Value::Text(text));
     metadata
