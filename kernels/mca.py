@@ -18,6 +18,7 @@ cores have half their pipes.
 import argparse
 import collections
 import functools
+import math
 import os
 import re
 import subprocess
@@ -35,14 +36,17 @@ GROUPS = [32, 128]
 # Rows of activations that stand for many.
 MANY = 128
 
-# Rows of a panel, and by instruction set and number of rows the vectors and the fields that one walk takes:
-# the parameters of `part`, which is named after pairs of rows for i8mm.
+# Rows of a panel, and by instruction set and number of rows what `part` is named after: for dotprod vectors and
+# fields, for i8mm vectors, fields and halves of a vector.
 PANEL = {"q4": 32, "q3": 128, "q2": 64, "q8": 32}
 SHAPES = {
     ("dotprod", 1): {"q8": (4, 2), "q4": (4, 2), "q3": (1, 8), "q2": (2, 4)},
     ("dotprod", 4): {"q8": (1, 2), "q4": (1, 2), "q3": (1, 2), "q2": (1, 2)},
-    ("i8mm", 4): {"q8": (1, 2), "q4": (1, 2), "q3": (1, 2), "q2": (1, 2)},
+    ("i8mm", 4): {"q8": (1, 2, 2), "q4": (1, 2, 2), "q3": (1, 2, 2), "q2": (1, 2, 2)},
+    ("i8mm", 8): {"q8": (1, 2, 1), "q4": (1, 2, 1), "q3": (1, 2, 1), "q2": (1, 2, 1)},
 }
+# Outputs that share what is laid out of the activations of few rows.
+LAID = 256
 
 # Others' kernels by the same model, from the assembly or the intrinsics that they ship, compiled by clang:
 # (cores in the order above). KleidiAI at 495f652, ggml at d99724f, torchao at 36027d8, XNNPACK at 75db3c0, T-MAC at
@@ -63,12 +67,28 @@ LEAST = {
     Line("q4", "dotprod", 1, 32): (27, 14.5, 6.5),
     Line("q4", "dotprod", 1, 128): (37, 19, 8.3),
     Line("q3", "dotprod", 1, 128): (26, None, None),
+    Line("q4", "dotprod", 4, 32): (37.8, 19.3, 9.4),
+    Line("q4", "dotprod", 4, 128): (50.3, 25.3, 13.5),
+    Line("q4", "i8mm", 4, 32): (50.5, 25.8, 12.2),
+    Line("q4", "i8mm", 4, 128): (72, 36.2, 19.7),
+    Line("q4", "i8mm", 8, 32): (55.4, 28.2, 11.3),
+    Line("q4", "i8mm", 8, 128): (83.5, 42.1, 18.5),
     Line("q4", "i8mm", MANY, 32): (56, None, None),
     Line("q4", "i8mm", MANY, 128): (90, None, None),
 }
-# The most that four rows may cost of what one costs, on the first core: a weight line alone, which is the
-# difference of two group sizes, and with the end of a group of 32.
-RATIOS = {("q4", "dotprod"): (3.0, 3.1), ("q4", "i8mm"): (2.0, 2.7)}
+# The most that more rows may cost of what one costs, on the first core: four rows for a weight line alone, which is
+# the difference of two group sizes, and with the end of a group; then eight rows with that.
+WHAT = ["four rows for a line", "four for a group of 32", "four for one of 128", "eight for one of 32", "eight for one of 128"]
+RATIOS = {
+    ("q4", "dotprod"): (3.0, 3.03, 3.01, 6.06, 6.02),
+    ("q4", "i8mm"): (2.0, 2.25, 2.1, 4.1, 3.61),
+    ("q3", "dotprod"): (2.33, 2.46, 2.38, 4.92, 4.75),
+    ("q3", "i8mm"): (1.78, 1.98, 1.86, 3.33, 2.9),
+    ("q2", "dotprod"): (2.86, 2.83, 2.85, 5.66, 5.7),
+    ("q2", "i8mm"): (2.0, 2.2, 2.08, 3.82, 3.39),
+    ("q8", "dotprod"): (2.96, 3.57, 3.14, 7.14, 6.28),
+    ("q8", "i8mm"): (2.22, 2.95, 2.46, 5.36, 4.26),
+}
 
 
 def main():
@@ -120,9 +140,10 @@ def report(rates, ratios):
         "**A model and no measurement.** Everything hits the first-level cache, every branch is predicted, memory does",
         "not exist. It ranks loops, and shows what is left once memory is not the limit; it does not say how fast a phone",
         "is. A figure includes the end of each group with its scales and, for many rows, the decoding of a panel, shared",
-        f"by {MANY} rows, and the laying out of activations. Left out is what happens once in several groups: outputs that go",
-        "to registers and back. The cores stand for the large (X4, four vector pipes), the middle (A725, two) and the small",
-        "in-order one (A520) of a phone. Others' figures are by the same models, from the assembly or intrinsics that they ship.",
+        f"by {MANY} rows, and the laying out of activations, once for 32 outputs and for few rows once for {LAID}. Left out is",
+        "what happens once in several groups: outputs that go to registers and back. The cores stand for the large (X4, four",
+        "vector pipes), the middle (A725, two) and the small in-order one (A520) of a phone. Others' figures are by the same",
+        "models, from the assembly or intrinsics that they ship.",
         "",
         f"rustc {version}.",
         "",
@@ -136,16 +157,26 @@ def report(rates, ratios):
         figures = " | ".join(f"{x:.1f}" for x in rate)
         rows = "many" if line.rows == MANY else line.rows
         out.append(f"| {line.code} | {rows} | {line.group} | {line.isa} | {figures} | {other} |")
-    out += ["", "## What more rows cost", "", "Cycles on X4 for four rows over those for one, whose weights are read once either way:", ""]
-    out += ["| weights | instructions | codes alone | group of 32 | group of 128 |", "|---|---|---|---|---|"]
+    out += ["", "## What more rows cost", "", "Cycles on X4 over those for one row, whose weights are read once either way:", ""]
+    out += ["| weights | instructions | four rows: codes alone | group of 32 | group of 128 | eight rows: 32 | 128 |", "|---|---|---|---|---|---|---|"]
     for (code, isa), figures in ratios.items():
         out.append(f"| {code} | {isa} | " + " | ".join(f"{x:.2f}" for x in figures) + " |")
     out += [
         "",
         "The first is what 96 more values of `k` cost within a group. A line of four bits costs one row four ANDs and eight",
         "SDOTs, and four rows four and 32, or with SMMLA 48 instructions for two lines: 3.0 and 2.0 times are what these",
-        "instructions allow. The end of a group grows with the rows, and i8mm lays activations out. Out of cache, all of it hides",
-        "behind the reading of the weights.",
+        "instructions allow. SMMLA cannot have fewer: a line as it lies is no factor of it, so two lines are two ZIPs and two ANDs",
+        "for every eight SMMLAs.",
+        "",
+        "The end of a group costs more than that. For four outputs it takes one row 5.5 operations of the vector pipes: the halves",
+        "become floats (which counts twice), are multiplied with the scale of the row, the sums become floats by a subtraction",
+        "(1.5, for the two fields of a byte) and are added. Four rows of i8mm take 14, twice for the halves and for each of four",
+        "registers a product, a subtraction and an addition, none of which can go without another rounding. With the 12 and 24",
+        "of a group of 32 that is 38 over 17.5, 2.17 times, and 2.06 with a group of 128; the rest is the laying out of",
+        f"activations, once for {LAID} outputs. Eight bits need no AND, and one row then waits for loads, of which a core does",
+        "three a cycle, and not for the vector pipes, whose work grows with the rows: the same count gives 3.5 times for dotprod with",
+        "a group of 32. Eight rows share the ZIPs and ANDs of i8mm once more. Out of cache, all of it hides behind the",
+        "reading of the weights.",
         "",
     ]
     return "\n".join(out)
@@ -159,9 +190,9 @@ def passes(rates, ratios):
             if wanted and rate < wanted:
                 failures.append(f"{' '.join(map(str, line))} on {core}: {rate:.2f}, not {wanted}")
     for (code, isa), most in RATIOS.items():
-        for what, ratio, limit in zip(["a line", "a group of 32"], ratios[code, isa], most):
-            if ratio > limit + 0.01:
-                failures.append(f"{code} {isa}, four rows over one, {what}: {ratio:.3f}, more than {limit}")
+        for what, ratio, limit in zip(WHAT, ratios[code, isa], most):
+            if ratio > limit + 0.005:
+                failures.append(f"{code} {isa}, {what} over one row: {ratio:.3f}, more than {limit}")
     print("\n".join(failures) or "Every threshold is kept.")
     return not failures
 
@@ -272,29 +303,35 @@ class Model:
         return [macs / self.panel(line, core) for core in CORES]
 
     def ratios(self, rates, code, isa):
-        """Cycles of four rows over those of one: for the codes alone, and for each group size."""
-        one, four = Line(code, "dotprod", 1, None), Line(code, isa, 4, None)
-        alone = [self.walk(line._replace(group=128), CORES[0]) - self.walk(line._replace(group=32), CORES[0]) for line in [four, one]]
-        cost = [[line.rows / rates[line._replace(group=group)][0] for group in GROUPS] for line in [four, one]]
-        return [alone[0] / alone[1]] + [a / b for a, b in zip(*cost)]
+        """Cycles of more rows over those of one, in the order of `WHAT`."""
+        one, four, eight = Line(code, "dotprod", 1, None), Line(code, isa, 4, None), Line(code, isa, 8, None)
+
+        def alone(line):
+            return self.walk(line._replace(group=128), CORES[0]) - self.walk(line._replace(group=32), CORES[0])
+
+        def whole(line, group):
+            return line.rows / rates[line._replace(group=group)][0]
+
+        return [alone(four) / alone(one)] + [whole(line, group) / whole(one, group) for line in [four, eight] for group in GROUPS]
 
     def panel(self, line, core):
         """Cycles for one group of one panel."""
         if line.rows == MANY:
             return self.many(line, core)
-        if line.rows > 4:
+        if (line.isa, line.rows) not in SHAPES:
             return line.rows // 4 * self.panel(line._replace(rows=4), core)
-        return self.walk(line, core) + (self.gather(True, line.group, core) if line.isa == "i8mm" else 0)
+        return self.walk(line, core) + (self.lay(line, core) if line.rows > 1 else 0)
 
     def walk(self, line, core):
-        """The same without the laying out of activations, for one row or four."""
-        vectors, fields = SHAPES[line.isa, line.rows][line.code]
-        size = line.rows // 2 if line.isa == "i8mm" else line.rows
-        prefix = f"{line.isa}::part::<{line.code.upper()}, {size}, {vectors}, {fields}, "
+        """The same without the laying out of activations, for one row, four or eight."""
+        shape = SHAPES[line.isa, line.rows][line.code]
+        rows = line.rows // 2 if line.isa == "i8mm" else line.rows
+        prefix = f"{line.isa}::part::<{line.code.upper()}, {rows}, {', '.join(map(str, shape))}, "
         parts = [name for name in self.flows if name.startswith(prefix)]
         whole = [name for name in parts if self.flows[name].loops()]
+        vectors, fields, halves = (*shape, 2)[:3]
         assert len(whole) * fields * 16 == PANEL[line.code], prefix
-        return sum(self.cycles(name, line.group, core) for name in whole) * 4 / vectors
+        return sum(self.cycles(name, line.group, core) for name in whole) * 8 / (vectors * halves)
 
     def many(self, line, core):
         """Tiles of four rows by eight outputs; decoding once, laying activations out once for 32 outputs."""
@@ -312,9 +349,9 @@ class Model:
             return self.decoding(flow, group)
         if name.endswith("tile"):
             return flow.group(*(("sdot", 2 * group) if "dotprod" in name else ("smmla", group)))
-        rows, vectors, fields, _ = numbers
-        sums = rows * vectors * fields
-        return flow.group(*(("sdot", sums * group // 4) if "dotprod" in name else ("smmla", sums * group // 4)))
+        *sums, _ = numbers
+        each, dot = (4, "sdot") if "dotprod" in name else (8, "smmla")
+        return flow.group(dot, math.prod(sums) * group // each)
 
     def decoding(self, flow, group):
         """One group of the loop that decodes eight `k` a turn, which is the one that loads vectors, and its
@@ -341,6 +378,24 @@ class Model:
         places = list(codes) * (group // 16) + [*words[0], *words[1]] if paired else [*words[2], *words[3]]
         assert len(words) == 4, "other loops than these"
         return simulate(core, flow.text(places))
+
+    @functools.lru_cache(None)
+    def lay(self, line, core):
+        """Cycles of laying out one group of the activations of few rows, the share of one panel."""
+        paired = line.isa == "i8mm"
+        fields = SHAPES[line.isa, line.rows][line.code][1]
+        parameters = f"<{line.code.upper()}, {line.rows // 2 if paired else line.rows}, {fields}>"
+        flow, text = self.flows[f"{line.isa}::lay::{parameters}"], []
+        if paired:
+            (codes,) = flow.loops()
+            assert flow.count("zip1", codes) == line.rows // 2, "another loop than this"
+            text = flow.text(list(codes) * (line.group // 16))
+            flow = self.flows[f"i8mm::lay_words::{parameters}"]
+        # For sums that are converted or for others; the longer one.
+        words = max((flow.text(loop) for loop in flow.loops()), key=len)
+        stored = sum({"stp\tx": 16, "str\tx": 8, "str\tq": 16, "stp\tq": 32}.get(line[:5], 0) for line in words)
+        assert stored >= line.rows // (2 if paired else 1) * PANEL[line.code], "a loop of some rows only"
+        return simulate(core, text + words) * PANEL[line.code] / LAID
 
 
 def simulate(core, trace):

@@ -67,8 +67,9 @@ features! {
     NEON = 3, "neon", arm!("neon");
     /// SDOT and UDOT (Armv8.2 and later).
     DOTPROD = 4, "dotprod", arm!("dotprod");
-    /// SMMLA (Armv8.6 and later).
-    I8MM = 5, "i8mm", arm!("i8mm");
+    /// SMMLA (Armv8.6 and later), and FCMLA, which is older (Armv8.3). Windows does not tell of FCMLA, but of
+    /// another part of Armv8.3.
+    I8MM = 5, "i8mm", arm!("i8mm") && (arm!("fcma") || arm!("jsconv"));
     /// Scalable vectors of any length.
     SVE = 6, "sve", arm!("sve");
 }

@@ -52,6 +52,8 @@ const FILLS: &[Fill] = &[
     Fill { name: "scales no number", scales: &[0x3c00, 0x7c00, 0xfc00, 0x7e00, 0x7d01], offsets: &[0x3c00, 0x7c00, 0x7e00], floats: [Floats::All(f32::INFINITY), Floats::Tame], ..RANDOM },
     Fill { name: "x scales no number", x_scales: &[f32::NAN, f32::INFINITY, 1.0, 0.0], floats: [Floats::Tame, Floats::All(f32::INFINITY)], ..RANDOM },
     Fill { name: "x scales denormal and huge", x_scales: &[1e-45, 3e38, 1e-38, -0.0], floats: [Floats::Tame, Floats::All(f32::MAX)], ..RANDOM },
+    // 2^-100 and 2^100: what some rows scale by powers of two, with the least f16 and the largest.
+    Fill { name: "scales at both ends", scales: &[1, 0x7bff, 0x8001, 0xfbff], x_scales: &[7.888_609e-31, 1.267_650_6e30, 0.0], ..RANDOM },
     Fill { name: "offsets -32768, x 127", offsets: &[0x8000], x: &[127], floats: [Floats::All(f32::NAN), Floats::Tame], ..RANDOM },
     Fill { name: "offsets 32767, x -127", offsets: &[0x7fff], x: &[-127], floats: [Floats::Tame, Floats::All(f32::NAN)], ..RANDOM },
     // Some rows decode codes less zero points to bytes, which takes from -112 to 128.
@@ -92,6 +94,8 @@ impl MatmulCase {
             (1, 32, 64, 40),
             (9, 40 + more, 128, 9),
             (12, 65 + more, 64, 17),
+            // So many panels that some rows take them in two runs.
+            (6, 290 + more, 64, 9),
             // So long that rows decode or walk them stretch by stretch, with a rest.
             (7, 40, 32, 43),
             (32, 33, 64, 23),

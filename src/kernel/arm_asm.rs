@@ -9,6 +9,21 @@ use std::arch::aarch64::*;
 #[cfg(not(miri))]
 use std::arch::asm;
 
+/// No instruction, but one place for all these vectors.
+#[cfg(not(miri))]
+macro_rules! at_once {
+    ($($x:ident),*) => {
+        // SAFETY: no instruction at all.
+        unsafe {
+            asm!(
+                concat!("/*", $(" {", stringify!($x), ":v}",)* " */"),
+                $($x = inout(vreg) *$x,)*
+                options(pure, nomem, nostack, preserves_flags),
+            );
+        }
+    };
+}
+
 /// Adds to each of the four lanes of `acc` the dot of its four bytes of `w` with the four bytes of
 /// `x` that `LANE` (0 to 3) names.
 #[inline]
@@ -41,6 +56,28 @@ pub(super) fn smmla(mut acc: int32x4_t, x: int8x16_t, w: int8x16_t) -> int32x4_t
         );
     }
     acc
+}
+
+/// The pair of lanes of `w` that `PAIR` names, 0 or 1, times lane 0 of `x` and times lane 2 of it. FCMLA,
+/// made for complex numbers, takes a pair where other products take one lane or four.
+#[inline]
+#[target_feature(enable = "neon,fcma")]
+#[cfg(not(miri))]
+pub(super) fn pair_times<const PAIR: usize>(x: float32x4_t, w: float32x4_t) -> float32x4_t {
+    let mut products: float32x4_t;
+    // SAFETY: registers only. Not `pure`, or one zero would be copied for all, which costs what is saved.
+    unsafe {
+        asm!("movi {0:v}.2d, #0", out(vreg) products, options(nomem, nostack, preserves_flags));
+    }
+    // SAFETY: one instruction of the feature enabled here, on registers only.
+    unsafe {
+        asm!(
+            "fcmla {0:v}.4s, {1:v}.4s, {2:v}.s[{3}], #0",
+            inout(vreg) products, in(vreg) x, in(vreg) w, const PAIR,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    products
 }
 
 /// Four halves as floats.
@@ -105,31 +142,29 @@ pub(super) fn opaque(mut x: int8x16_t) -> int8x16_t {
     x
 }
 
-/// The vectors themselves, with the compiler kept from making one later than another: it would put what a
-/// dot takes right before the dot, where a core that runs in order waits for it.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn together(mut x: [int8x16_t; 8]) -> [int8x16_t; 8] {
-    #[cfg(not(miri))]
-    {
-        let [a, b, c, d, e, f, g, h] = &mut x;
-        // SAFETY: no instruction at all.
-        unsafe {
-            asm!(
-                "/* {0:v} {1:v} {2:v} {3:v} {4:v} {5:v} {6:v} {7:v} */",
-                inout(vreg) * a,
-                inout(vreg) * b,
-                inout(vreg) * c,
-                inout(vreg) * d,
-                inout(vreg) * e,
-                inout(vreg) * f,
-                inout(vreg) * g,
-                inout(vreg) * h,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-    }
-    x
+/// Declares functions that keep the compiler from making one of at most eight vectors later than another: it
+/// would put what an operation takes right before the operation, where a core that runs in order waits for it.
+macro_rules! together {
+    ($($name:ident: $vector:ident;)*) => {
+        $(#[inline(always)]
+        pub(super) fn $name(vectors: &mut [$vector]) {
+            #[cfg(not(miri))]
+            match vectors {
+                [a, b] => at_once!(a, b),
+                [a, b, c] => at_once!(a, b, c),
+                [a, b, c, d] => at_once!(a, b, c, d),
+                [a, b, c, d, e, f] => at_once!(a, b, c, d, e, f),
+                [a, b, c, d, e, f, g, h] => at_once!(a, b, c, d, e, f, g, h),
+                _ => {}
+            }
+            #[cfg(miri)]
+            let _ = vectors;
+        })*
+    };
+}
+together! {
+    together: int8x16_t;
+    floats_together: float32x4_t;
 }
 
 /// The dot of `N` bytes from `at_a` of `a` with as many from `at_b` of `b`.
@@ -158,6 +193,17 @@ pub(super) fn fcvtl(halves: uint16x4_t) -> float32x4_t {
     unsafe {
         let halves: [u16; 4] = std::mem::transmute(halves);
         std::mem::transmute(halves.map(|bits| half::f16::from_bits(bits).to_f32()))
+    }
+}
+
+/// As above, in plain loops.
+#[target_feature(enable = "neon,fcma")]
+#[cfg(miri)]
+pub(super) fn pair_times<const PAIR: usize>(x: float32x4_t, w: float32x4_t) -> float32x4_t {
+    // SAFETY: four floats each.
+    unsafe {
+        let (x, w): ([f32; 4], [f32; 4]) = (std::mem::transmute(x), std::mem::transmute(w));
+        std::mem::transmute(std::array::from_fn::<_, 4, _>(|i| x[i / 2 * 2] * w[2 * PAIR + i % 2]))
     }
 }
 

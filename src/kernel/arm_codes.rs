@@ -85,6 +85,21 @@ pub(super) unsafe fn two_steps<C: Codes, const ZIPPED: bool>(at: *const u8) -> [
     both
 }
 
+/// The first eight bytes of the lines at `at` zipped with those of the next step: two outputs and eight `k`.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn half_steps<C: Codes>(at: *const u8) -> Planes {
+    let mut planes = [vdupq_n_s8(0); 3];
+    for plane in 0..C::PLANES {
+        let at = at.wrapping_add(plane * C::PLANE);
+        // SAFETY: the caller vouches for half a vector of each line of both steps.
+        let (near, far) = unsafe { (vld1_s32(at.cast()), vld1_s32(at.add(C::STEP).cast())) };
+        let both = vcombine_s32(vzip1_s32(near, far), vzip2_s32(near, far));
+        planes[plane] = vreinterpretq_s8_s32(both);
+    }
+    planes
+}
+
 /// The bits of `bytes` under `mask`.
 #[inline]
 #[target_feature(enable = "neon")]

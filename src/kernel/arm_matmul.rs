@@ -2,9 +2,11 @@
 //! [`super::i8mm`] bring the innermost loops.
 //!
 //! Up to eight rows of activations go over a panel in spans, some groups that fit the first-level cache:
-//! there up to four rows at a time meet a few vectors of codes at a time, as many as leave room in the
-//! registers for their sums of integers and of floats, and the next ones find the span in the cache. So a
-//! weight comes from memory once, and a float leaves its register once a span.
+//! there as many rows as the registers allow meet a few vectors of codes at a time, as many as leave room
+//! for their sums of integers and of floats, and the next ones find the span in the cache. So a
+//! weight comes from memory once, and a float leaves its register once a span. What several rows need in
+//! every panel, such as activations in another order, is laid out once for several panels, which then take
+//! turns, a span each. One row has nothing to share, and goes through memory in order.
 //!
 //! For more rows, a chunk of a panel, 32 outputs by 512 `k`, is decoded to signed bytes once, and one product
 //! of bytes serves every format, in tiles of four rows by eight outputs; the outputs themselves carry the
@@ -14,6 +16,7 @@
 //! Either way each output has one accumulator and takes the groups in order.
 
 use super::abi::MatmulArgs;
+use super::arm_asm::prefetch;
 use super::arm_codes::{Codes, panel_rows, step_bytes, two_steps};
 use super::layout::MAX_PANEL;
 use std::arch::aarch64::*;
@@ -30,12 +33,19 @@ pub(super) const LONGEST: usize = 128;
 
 /// The most rows that go over a panel in spans together.
 const FEW: usize = 8;
+/// The most outputs that share what is laid out of a span, some panels.
+pub(super) const HELD: usize = 2 * MAX_PANEL;
 /// The most bytes of a span, unless a group has more.
 const SPAN: usize = 8 * 1024;
+/// How many lines of a span are fetched before it is walked.
+const AHEAD: usize = 8;
 /// Values of `k` in a chunk, and the most in a span that is gathered: 16 kB of decoded codes.
 pub(super) const CHUNK: usize = 512;
 /// The most groups of a chunk.
 pub(super) const GROUPS: usize = CHUNK / 16;
+/// The most groups of a span times fields of a group: sixteen `k` of sixteen outputs take 64 bytes of codes of two
+/// bits and 32 of scales.
+const FIELDS: usize = SPAN / (64 + 32);
 /// Rows of activations that are gathered, and outputs of a chunk.
 const ROWS: usize = 4;
 const OUTPUTS: usize = 32;
@@ -45,7 +55,14 @@ const OUTPUTS: usize = 32;
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn halves(table: *const u8) -> float32x4_t {
     // SAFETY: the caller vouches for 8 bytes.
-    vcvt_f32_f16(vreinterpret_f16_u16(unsafe { vld1_u16(table.cast()) }))
+    halves_of(unsafe { vld1_s16(table.cast()) })
+}
+
+/// Four f32 from the bits of four f16.
+#[inline]
+#[target_feature(enable = "neon")]
+pub(super) fn halves_of(bits: int16x4_t) -> float32x4_t {
+    vcvt_f32_f16(vreinterpret_f16_s16(bits))
 }
 
 /// The first two lanes twice, and the last two twice.
@@ -59,6 +76,12 @@ pub(super) fn twice(quad: float32x4_t) -> [float32x4_t; 2] {
     ]
 }
 
+/// `word` in both lanes: large cores have more pipes for this than for vectors.
+#[inline]
+pub(super) fn twice_word(word: u32) -> u64 {
+    u64::from(word) << 32 | u64::from(word)
+}
+
 /// What of `sum`, the sum of the activations of a group, belongs to the dot of a field of `C` that is
 /// stored less `less`.
 #[inline]
@@ -67,6 +90,7 @@ pub(super) fn share<C: Codes>(offset: u32, less: i32, sum: i32) -> i32 {
 }
 
 /// Some groups of a panel, and the rows of activations that meet them together.
+#[derive(Clone, Copy)]
 pub(super) struct Span {
     /// The first group.
     pub(super) w: *const u8,
@@ -76,7 +100,7 @@ pub(super) struct Span {
     pub(super) group: usize,
     /// [`MatmulArgs::offset`].
     pub(super) offset: u32,
-    /// One to four rows.
+    /// One to eight rows.
     pub(super) rows: usize,
     /// The first row at the first `k`.
     pub(super) x: *const i8,
@@ -86,8 +110,10 @@ pub(super) struct Span {
     pub(super) sums: *const i32,
     /// Scales from one row to the next.
     pub(super) scales_stride: usize,
-    /// The outputs of the panel so far, [`MAX_PANEL`] for each row.
+    /// The outputs of the panel so far, each row [`HELD`] after the one before.
     pub(super) acc: *mut f32,
+    /// What [`Few::lay`] lays out.
+    pub(super) laid: *mut Laid,
 }
 
 impl Span {
@@ -105,6 +131,21 @@ impl Span {
         unsafe { *self.sums.add(row * self.scales_stride + g) }
     }
 
+    /// Without the first rows.
+    pub(super) unsafe fn rows_after(&self, rows: usize) -> Self {
+        // SAFETY: the caller vouches for a row after these.
+        unsafe {
+            Self {
+                rows: self.rows - rows,
+                x: self.x.add(rows * self.x_stride),
+                scales: self.scales.add(rows * self.scales_stride),
+                sums: self.sums.add(rows * self.scales_stride),
+                acc: self.acc.add(rows * HELD),
+                ..*self
+            }
+        }
+    }
+
     /// The codes and the tables of group `g`.
     #[inline]
     pub(super) unsafe fn group_at<C: Codes>(&self, g: usize) -> (*const u8, *const u8) {
@@ -118,17 +159,40 @@ impl Span {
     }
 }
 
-/// Adds a span to the outputs of its rows.
+/// Adds a span to the outputs of its rows, or lays out what it needs of them.
 pub(super) type Walk = unsafe fn(&Span);
 /// Adds the groups of `chunk` to outputs `8 * part` and on of it, for four rows at `y`, `stride` apart.
 pub(super) type Tile =
     unsafe fn(chunk: *const Chunk, x: *const Block, part: usize, y: *mut f32, stride: usize);
 
+/// The innermost loop for so many rows.
+#[derive(Clone, Copy)]
+pub(super) struct Few {
+    /// What comes before it, once for several panels.
+    pub(super) lay: Option<Walk>,
+    pub(super) walk: Walk,
+}
+
+impl Few {
+    /// Makes `span` ready for any panel.
+    pub(super) unsafe fn prepare(&self, span: &Span) {
+        if let Some(lay) = self.lay {
+            // SAFETY: handed on.
+            unsafe { lay(span) };
+        }
+    }
+}
+
+/// A loop that takes the activations as they lie.
+pub(super) const fn plain(walk: Walk) -> Few {
+    Few { lay: None, walk }
+}
+
 /// The innermost loops of an instruction set for one width of codes.
 #[derive(Clone, Copy)]
 pub(super) struct Loops {
-    /// For one row, two, three and four.
-    pub(super) few: [Walk; 4],
+    /// For one row, for two, and so on, up to as many as go together.
+    pub(super) few: &'static [Few],
     /// For many, and whether it wants activations and codes in pairs of rows; without one, `few` does.
     pub(super) many: Option<(bool, Tile)>,
 }
@@ -138,76 +202,131 @@ pub(super) struct Loops {
 /// # Safety
 /// The block keeps its promises, and the CPU has what `loops` need.
 pub(super) unsafe fn matmul<C: Codes>(a: *const MatmulArgs, loops: &Loops) {
-    // SAFETY: handed on; a part of a block with one panel is a block.
+    // SAFETY: handed on; some panels of a block are a block.
     unsafe {
         let a = &*a;
-        let many = loops.many.filter(|_| a.m > FEW && a.group <= LONGEST);
         let (mut chunk, mut block) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let mut laid = MaybeUninit::uninit();
+        let mut few = |a: &MatmulArgs| {
+            for row in (0..a.m).step_by(FEW) {
+                few_rows::<C>(a, row, FEW.min(a.m - row), loops.few, laid.as_mut_ptr());
+            }
+        };
+        let Some((paired, tile)) = loops.many.filter(|_| a.m > FEW && a.group <= LONGEST) else {
+            let first = loops.few[a.m.min(loops.few.len()) - 1];
+            let together = if first.lay.is_some() { HELD / panel_rows::<C>() } else { 1 };
+            for panel in (0..a.panels).step_by(together) {
+                few(&panels::<C>(a, panel, together.min(a.panels - panel)));
+            }
+            return;
+        };
         for panel in 0..a.panels {
-            let rows = panel_rows::<C>();
-            let a = MatmulArgs {
-                w: a.w.add(panel * a.panel_bytes),
-                panels: 1,
-                y: a.y.add(panel * rows),
-                n: rows.min(a.n - panel * rows),
-                ..*a
-            };
-            match many {
-                Some((paired, tile)) if a.offset != HAS_ZERO || zeros_fit::<C>(&a) => {
-                    let (chunk, block) = (chunk.as_mut_ptr(), block.as_mut_ptr());
-                    many_rows::<C>(&a, paired, tile, chunk, block);
-                }
-                _ => {
-                    for row in (0..a.m).step_by(FEW) {
-                        few_rows::<C>(&a, row, FEW.min(a.m - row), &loops.few);
-                    }
-                }
+            let a = panels::<C>(a, panel, 1);
+            if a.offset != HAS_ZERO || zeros_fit::<C>(&a) {
+                many_rows::<C>(&a, paired, tile, chunk.as_mut_ptr(), block.as_mut_ptr());
+            } else {
+                few(&a);
             }
         }
     }
 }
 
-/// `rows` rows, at most eight, from `row` against the one panel of `a`.
-unsafe fn few_rows<C: Codes>(a: &MatmulArgs, row: usize, rows: usize, walks: &[Walk; 4]) {
+/// The product with so many panels of `a`.
+unsafe fn panels<C: Codes>(a: &MatmulArgs, first: usize, panels: usize) -> MatmulArgs {
+    let rows = panel_rows::<C>();
+    // SAFETY: the caller vouches for the panels.
+    unsafe {
+        MatmulArgs {
+            w: a.w.add(first * a.panel_bytes),
+            panels,
+            y: a.y.add(first * rows),
+            n: (panels * rows).min(a.n - first * rows),
+            ..*a
+        }
+    }
+}
+
+/// `rows` rows, at most eight, from `row` against the panels of `a`, at most [`HELD`] outputs.
+unsafe fn few_rows<C: Codes>(
+    a: &MatmulArgs,
+    row: usize,
+    rows: usize,
+    few: &[Few],
+    laid: *mut [Laid; 2],
+) {
     let group_bytes = a.panel_bytes / a.groups;
     let groups = (SPAN / group_bytes).min(CHUNK / a.group).max(1);
-    let mut acc = [MaybeUninit::<f32>::uninit(); FEW * MAX_PANEL];
+    let mut acc = [MaybeUninit::<f32>::uninit(); FEW * HELD];
     let acc = acc.as_mut_ptr().cast::<f32>();
-    for r in 0..rows {
+    // An odd last row may be taken for two.
+    let taken = if rows == 1 { 1 } else { rows.next_multiple_of(2) };
+    for r in 0..taken {
         // Only what is used: clearing the whole buffer took 7% of the instructions of a token.
-        // SAFETY: at most `FEW` rows of at most `MAX_PANEL` outputs.
-        unsafe { acc.add(r * MAX_PANEL).write_bytes(0, panel_rows::<C>()) };
+        // SAFETY: at most `FEW` rows of at most `HELD` outputs.
+        unsafe { acc.add(r * HELD).write_bytes(0, a.panels * panel_rows::<C>()) };
     }
+    let together = few.len().min(rows);
     for g in (0..a.groups).step_by(groups) {
-        let mut done = 0;
-        while done < rows {
-            let now = (rows - done).min(ROWS);
-            // SAFETY: the places are of a group and a row that the caller vouches for.
+        let span = |first: usize, panel: usize| {
+            // SAFETY: the places are of a group, a row and a panel that the caller vouches for.
             unsafe {
-                let at = (row + done) * a.groups + g;
-                let span = Span {
-                    w: a.w.add(g * group_bytes),
+                let at = (row + first) * a.groups + g;
+                Span {
+                    w: a.w.add(panel * a.panel_bytes + g * group_bytes),
                     group_bytes,
                     groups: groups.min(a.groups - g),
                     group: a.group,
                     offset: a.offset,
-                    rows: now,
-                    x: a.x.cast::<i8>().add((row + done) * a.x_stride + g * a.group),
+                    rows: together.min(rows - first),
+                    x: a.x.cast::<i8>().add((row + first) * a.x_stride + g * a.group),
                     x_stride: a.x_stride,
                     scales: a.x_scales.add(at),
                     sums: a.x_sums.add(at),
                     scales_stride: a.groups,
-                    acc: acc.add(done * MAX_PANEL),
-                };
-                walks[now - 1](&span);
+                    acc: acc.add(first * HELD + panel * panel_rows::<C>()),
+                    laid: laid.cast::<Laid>().add(first / together),
+                }
             }
-            done += now;
+        };
+        for first in (0..rows).step_by(together) {
+            let span = span(first, 0);
+            // SAFETY: handed on.
+            unsafe { few[span.rows - 1].prepare(&span) };
+        }
+        for panel in 0..a.panels {
+            if a.panels > 1 {
+                // The weights that are next lie elsewhere, where no core looks by itself.
+                let (panel, g) =
+                    if panel + 1 < a.panels { (panel + 1, g) } else { (0, g + groups) };
+                let next = a.w.wrapping_add(panel * a.panel_bytes + g * group_bytes);
+                (0..AHEAD).for_each(|line| prefetch(next.wrapping_add(line * 64)));
+            }
+            for first in (0..rows).step_by(together) {
+                let span = span(first, panel);
+                // SAFETY: handed on.
+                unsafe { (few[span.rows - 1].walk)(&span) };
+            }
         }
     }
     for r in 0..rows {
-        // SAFETY: the caller vouches for `n` outputs of the row, at most those of a panel.
-        unsafe { copy(acc.add(r * MAX_PANEL), a.y.add((row + r) * a.y_stride), a.n) };
+        // SAFETY: the caller vouches for `n` outputs of the row, at most those of the panels.
+        unsafe { copy(acc.add(r * HELD), a.y.add((row + r) * a.y_stride), a.n) };
     }
+}
+
+/// What all panels need of the activations of a span.
+#[repr(C, align(64))]
+pub(super) struct Laid {
+    /// For i8mm eight `k` of each pair of rows after the other, then the next eight.
+    pub(super) codes: [[u64; 2]; CHUNK * FEW / 16],
+    /// What the sums of each group, row or pair of rows, and field start with.
+    pub(super) starts: [[i32; 4]; FIELDS * FEW / 2],
+    /// For i8mm what the scales of weights are multiplied with, likewise.
+    pub(super) scales: [[f32; 4]; FIELDS * FEW / 2],
+    /// For i8mm the sums of the codes of each group and pair of rows, each twice.
+    pub(super) sums: [[i32; 4]; GROUPS * FEW / 2],
+    /// For i8mm whether sums start with zero and the floats are converted.
+    pub(super) converts: bool,
 }
 
 /// Some groups of 32 outputs, decoded. Vectors of eight `k`: if paired, sixteen of two outputs; else
@@ -298,6 +417,7 @@ unsafe fn many_rows<C: Codes>(
                         sums: a.x_sums.add(at),
                         scales_stride: a.groups,
                         acc: a.y.add(row * a.y_stride + output),
+                        laid: std::ptr::null_mut(),
                     };
                     gather(&span, paired, block);
                     tiles(&span, a.y_stride, n, tile, chunk, block);
@@ -439,7 +559,8 @@ unsafe fn spread<const PAIRED: bool>(table: *const u8, out: *mut float32x4_t) {
 }
 
 /// Lays out the activations of `span`.
-pub(super) unsafe fn gather(span: &Span, paired: bool, block: *mut Block) {
+#[inline(never)]
+unsafe fn gather(span: &Span, paired: bool, block: *mut Block) {
     // SAFETY: `span` has the rows and the groups, and no more than a chunk of `k`.
     unsafe {
         let rows: [usize; ROWS] = std::array::from_fn(|i| i.min(span.rows - 1));
@@ -449,7 +570,9 @@ pub(super) unsafe fn gather(span: &Span, paired: bool, block: *mut Block) {
         let sums = rows.map(|row| span.sums.add(row * span.scales_stride).cast::<u32>());
         let (out_scales, out_sums) = (&raw mut (*block).scales, &raw mut (*block).sums);
         if paired {
-            pair_up(starts, span.groups * span.group, (&raw mut (*block).codes).cast());
+            let [a, b, c, d] = starts;
+            let codes = (&raw mut (*block).codes).cast();
+            pair_up([[a, b], [c, d]], span.groups * span.group, codes);
             pair_words(scales, span.groups, out_scales.cast());
             pair_words(sums, span.groups, out_sums.cast());
         } else {
@@ -459,18 +582,22 @@ pub(super) unsafe fn gather(span: &Span, paired: bool, block: *mut Block) {
     }
 }
 
-/// Eight bytes of rows 0 and 1, of rows 2 and 3, and so on, up to `k` of them.
+/// Eight bytes of both rows of each pair, and so on, up to `k` of them.
+#[inline]
 #[target_feature(enable = "neon")]
-unsafe fn pair_up(rows: [*const i8; ROWS], k: usize, out: *mut int64x2_t) {
+pub(super) unsafe fn pair_up<const PAIRS: usize>(
+    rows: [[*const i8; 2]; PAIRS],
+    k: usize,
+    mut out: *mut int64x2_t,
+) {
     for k in (0..k).step_by(16) {
         // SAFETY: the caller vouches for `k` bytes of each row and room for them.
         unsafe {
-            let [a, b, c, d] = rows.map(|row| vld1q_s64(row.add(k).cast()));
-            let out = out.add(k / 4);
-            *out = vzip1q_s64(a, b);
-            *out.add(1) = vzip1q_s64(c, d);
-            *out.add(2) = vzip2q_s64(a, b);
-            *out.add(3) = vzip2q_s64(c, d);
+            let rows = rows.map(|pair| pair.map(|row| vld1q_s64(row.add(k).cast())));
+            let near = rows.map(|[a, b]| vzip1q_s64(a, b));
+            let far = rows.map(|[a, b]| vzip2q_s64(a, b));
+            out.cast::<[[int64x2_t; PAIRS]; 2]>().write([near, far]);
+            out = out.add(2 * PAIRS);
         }
     }
 }
@@ -482,8 +609,7 @@ unsafe fn pair_words(rows: [*const u32; ROWS], groups: usize, out: *mut [u64; RO
         unsafe {
             *out.add(g) = rows.map(|row| {
                 // Volatile, or the compiler makes vectors of it, with ways around for rows that overlap.
-                let word = u64::from(row.add(g).read_volatile());
-                word << 32 | word
+                twice_word(row.add(g).read_volatile())
             });
         }
     }
@@ -499,11 +625,11 @@ unsafe fn transpose_words(rows: [*const u32; ROWS], groups: usize, out: *mut [u3
 
 /// Declares the matmul entries of a row file from its innermost loops, `few` and `many` for each width.
 macro_rules! entries {
-    ($many:expr; $($(#[$doc:meta])* $name:ident = $codes:ident[$one:expr, $two:expr, $three:expr, $four:expr];)*) => {
+    ($many:expr; $($(#[$doc:meta])* $name:ident = $codes:ident[$($few:expr),*];)*) => {
         $($(#[$doc])*
         pub(super) unsafe extern "C" fn $name(a: *const $crate::kernel::abi::MatmulArgs) {
             const LOOPS: $crate::kernel::arm_matmul::Loops = $crate::kernel::arm_matmul::Loops {
-                few: [$one, $two, $three, $four],
+                few: &[$($few),*],
                 many: $many,
             };
             // SAFETY: handed on.

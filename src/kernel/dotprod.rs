@@ -13,14 +13,15 @@
 //! these keep the conversion.
 //!
 //! Loads come first, then masks, then dots, with at least eight sums in flight: in-order cores run
-//! the instructions as they stand here.
+//! the instructions as they stand here. What the sums of several rows start with is laid out once for several
+//! panels.
 
-use super::arm_asm::{sdot, splat, together};
+use super::arm_asm::{floats_together, sdot, splat, together};
 use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, one_step, panel_rows, step_bytes};
 use super::arm_matmul::{
-    Block, Chunk, HAS_MINIMUM, HAS_ZERO, LONGEST, Span, entries, halves, share,
+    Block, Chunk, Few, HAS_MINIMUM, HAS_ZERO, HELD, LONGEST, Span, entries, halves, plain, share,
+    twice_word,
 };
-use super::layout::MAX_PANEL;
 use std::arch::aarch64::*;
 
 /// 1.5 * 2^23: the last place is worth one.
@@ -43,6 +44,61 @@ pub(super) fn above(base: f32, bits: int32x4_t) -> float32x4_t {
 #[inline]
 pub(super) fn converts(span: &Span) -> bool {
     span.offset == HAS_ZERO || span.group > LONGEST
+}
+
+/// The loop for `M` rows, at least two.
+pub(super) const fn several<C: Codes, const M: usize, const V: usize, const F: usize>() -> Few {
+    Few { lay: Some(lay::<C, M, F>), walk: walk::<C, M, V, F> }
+}
+
+/// What the sums of the fields from `part * F` start with where the activations of a group are zeros.
+#[inline]
+fn bases<C: Codes, const F: usize>(span: &Span, part: usize) -> [i32; F] {
+    let converts = converts(span);
+    let bits = |f| base(C::SHIFTS[part * F + f]).to_bits() as i32;
+    std::array::from_fn(|f| if converts { 0 } else { bits(f) })
+}
+
+/// The same where they add up to `sum`.
+#[inline]
+fn starts<C: Codes, const F: usize>(
+    span: &Span,
+    part: usize,
+    bases: &[i32; F],
+    sum: i32,
+) -> [i32; F] {
+    let mut starts = *bases;
+    let mut all = 0_i32;
+    for f in 0..F {
+        let (shift, less) = (C::SHIFTS[part * F + f], C::LESS[part * F + f]);
+        starts[f] = starts[f].wrapping_add(share::<C>(span.offset, less, sum) << shift);
+        all = all.wrapping_add(starts[f]);
+    }
+    if C::IS_SUM && F == C::FIELDS {
+        starts[F - 1] = all;
+    }
+    starts
+}
+
+/// Lays out what the sums of all rows, groups and fields start with, for [`part`]s of `F` fields.
+#[inline(never)]
+#[target_feature(enable = "neon")]
+unsafe fn lay<C: Codes, const M: usize, const F: usize>(span: &Span) {
+    // SAFETY: the span has the rows and the groups, and what is laid out has room for them.
+    unsafe {
+        let mut out = (&raw mut (*span.laid).starts).cast::<[u64; 2]>();
+        for g in 0..span.groups {
+            for r in 0..M {
+                for part in 0..C::FIELDS / F {
+                    let bases = bases::<C, F>(span, part);
+                    for start in starts::<C, F>(span, part, &bases, span.sum(r, g)) {
+                        *out = [twice_word(start as u32); 2];
+                        out = out.add(1);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// `M` rows against `V` vectors of a line at a time and `F` fields of those.
@@ -79,13 +135,12 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
     // SAFETY: every place is of a group, a row or an output of the span.
     unsafe {
         let converts = converts(span);
-        let from: [i32; F] =
-            std::array::from_fn(|f| if converts { 0 } else { base(shift(f)).to_bits() as i32 });
+        let bases = bases::<C, F>(span, PART);
         let mut acc = [[[vdupq_n_f32(0.0); F]; V]; M];
         for r in 0..M {
             for v in 0..V {
                 for f in 0..F {
-                    acc[r][v][f] = vld1q_f32(span.acc.add(r * MAX_PANEL + row_of(v, f)));
+                    acc[r][v][f] = vld1q_f32(span.acc.add(r * HELD + row_of(v, f)));
                 }
             }
         }
@@ -93,27 +148,28 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
         for r in 0..M {
             x_at[r] = span.x.add(r * span.x_stride);
         }
+        let mut laid = (&raw const (*span.laid).starts).cast::<int32x4_t>().wrapping_add(PART * F);
         for g in 0..span.groups {
             let (mut w, tables) = span.group_at::<C>(g);
             w = w.add(vector * 16);
             let mut dots = [[[vdupq_n_s32(0); F]; V]; M];
-            for r in 0..M {
-                let mut start = from;
-                let mut all = 0_i32;
-                for f in 0..F {
-                    let less = C::LESS[PART * F + f];
-                    let share = share::<C>(span.offset, less, span.sum(r, g)) << shift(f);
-                    start[f] = start[f].wrapping_add(share);
-                    all = all.wrapping_add(start[f]);
-                }
-                if is_sum {
-                    start[F - 1] = all;
-                }
+            if M == 1 {
+                let starts = starts::<C, F>(span, PART, &bases, span.sum(0, g));
                 for v in 0..V {
                     for f in 0..F {
-                        dots[r][v][f] = splat(start[f]);
+                        dots[0][v][f] = splat(starts[f]);
                     }
                 }
+            } else {
+                for r in 0..M {
+                    for v in 0..V {
+                        for f in 0..F {
+                            // A load for each, not one and copies of the register.
+                            dots[r][v][f] = laid.add(r * C::FIELDS + f).read_volatile();
+                        }
+                    }
+                }
+                laid = laid.add(M * C::FIELDS);
             }
             for _ in 0..span.group / 16 {
                 let mut x = [vdupq_n_s8(0); M];
@@ -121,6 +177,7 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
                     x[r] = vld1q_s8(x_at[r]);
                     x_at[r] = x_at[r].add(16);
                 }
+                together(&mut x);
                 // Eight vectors at a time: of one step, two or four.
                 let mut eight = fields::<C, V, F, PART>(w, 0);
                 multiply::<0, M, V, F>(&mut dots, &eight, &x);
@@ -172,12 +229,20 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
                     }
                 }
             }
+            let mut products = [[[vdupq_n_f32(0.0); F]; V]; M];
             for v in 0..V {
                 for f in 0..F {
                     let scale = halves(tables.add(row_of(v, f) * 2));
                     for r in 0..M {
-                        let scale = vmulq_n_f32(scale, span.scale(r, g));
-                        acc[r][v][f] = vfmaq_f32(acc[r][v][f], floats[r][v][f], scale);
+                        products[r][v][f] = vmulq_n_f32(scale, span.scale(r, g));
+                    }
+                }
+            }
+            floats_together(products.as_flattened_mut().as_flattened_mut());
+            for r in 0..M {
+                for v in 0..V {
+                    for f in 0..F {
+                        acc[r][v][f] = vfmaq_f32(acc[r][v][f], floats[r][v][f], products[r][v][f]);
                     }
                 }
             }
@@ -197,7 +262,7 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
         for r in 0..M {
             for v in 0..V {
                 for f in 0..F {
-                    vst1q_f32(span.acc.add(r * MAX_PANEL + row_of(v, f)), acc[r][v][f]);
+                    vst1q_f32(span.acc.add(r * HELD + row_of(v, f)), acc[r][v][f]);
                 }
             }
         }
@@ -227,7 +292,12 @@ unsafe fn fields<C: Codes, const V: usize, const F: usize, const PART: usize>(
         }
     }
     // One row with masks to apply is left to the compiler, which needs every register for it.
-    if V * F < 8 || C::BITS == 8 { together(fields) } else { fields }
+    if V * F == 8 && C::BITS < 8 {
+        return fields;
+    }
+    let mut all = fields;
+    together(&mut all);
+    all
 }
 
 /// Adds the dots of the fields of step `LANE` with this lane of the activations.
@@ -339,11 +409,19 @@ unsafe fn tile_step<const LANE: usize>(
 entries! {
     Some((false, tile));
     /// Signed bytes.
-    matmul_q8 = Q8[walk::<Q8, 1, 4, 2>, walk::<Q8, 2, 2, 2>, walk::<Q8, 3, 1, 2>, walk::<Q8, 4, 1, 2>];
+    matmul_q8 = Q8[
+        plain(walk::<Q8, 1, 4, 2>), several::<Q8, 2, 2, 2>(), several::<Q8, 3, 1, 2>(), several::<Q8, 4, 1, 2>()
+    ];
     /// Four bits.
-    matmul_q4 = Q4[walk::<Q4, 1, 4, 2>, walk::<Q4, 2, 2, 2>, walk::<Q4, 3, 1, 2>, walk::<Q4, 4, 1, 2>];
+    matmul_q4 = Q4[
+        plain(walk::<Q4, 1, 4, 2>), several::<Q4, 2, 2, 2>(), several::<Q4, 3, 1, 2>(), several::<Q4, 4, 1, 2>()
+    ];
     /// Three bits.
-    matmul_q3 = Q3[walk::<Q3, 1, 1, 8>, walk::<Q3, 2, 1, 4>, walk::<Q3, 3, 1, 2>, walk::<Q3, 4, 1, 2>];
+    matmul_q3 = Q3[
+        plain(walk::<Q3, 1, 1, 8>), several::<Q3, 2, 1, 4>(), several::<Q3, 3, 1, 2>(), several::<Q3, 4, 1, 2>()
+    ];
     /// Two bits.
-    matmul_q2 = Q2[walk::<Q2, 1, 2, 4>, walk::<Q2, 2, 1, 4>, walk::<Q2, 3, 1, 2>, walk::<Q2, 4, 1, 2>];
+    matmul_q2 = Q2[
+        plain(walk::<Q2, 1, 2, 4>), several::<Q2, 2, 1, 4>(), several::<Q2, 3, 1, 2>(), several::<Q2, 4, 1, 2>()
+    ];
 }

@@ -13,8 +13,8 @@
 use super::abi::MatmulArgs;
 use super::arm_asm::opaque;
 use super::arm_codes::{Codes, Q2, Q3, Q4, Q8, panel_rows, step_bytes, two_steps};
-use super::arm_matmul::{HAS_MINIMUM, HAS_ZERO, Span, entries, halves, share};
-use super::layout::{MAX_PANEL, PANEL};
+use super::arm_matmul::{HAS_MINIMUM, HAS_ZERO, HELD, Span, entries, halves, plain, share};
+use super::layout::PANEL;
 use std::arch::aarch64::*;
 
 /// The 32 outputs of `M` activation rows as vectors of four neighbours.
@@ -106,7 +106,7 @@ unsafe fn part<C: Codes, const M: usize, const V: usize, const F: usize, const P
                             // A sum has 16 bits: at most 128 codes of 8.
                             dot = vmlsl_n_s16(dot, vld1_s16(offset.cast()), sum as i16);
                         }
-                        let at = span.acc.add(r * MAX_PANEL + row);
+                        let at = span.acc.add(r * HELD + row);
                         let scale = vmulq_n_f32(scale, x_scale);
                         let mut acc = vfmaq_f32(vld1q_f32(at), vcvtq_f32_s32(dot), scale);
                         if span.offset == HAS_MINIMUM {
@@ -174,13 +174,21 @@ unsafe fn finish<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize,
 entries! {
     None;
     /// Signed bytes.
-    matmul_q8 = Q8[walk::<Q8, 1, 2, 2>, walk::<Q8, 2, 1, 2>, walk::<Q8, 3, 1, 1>, walk::<Q8, 4, 1, 1>];
+    matmul_q8 = Q8[
+        plain(walk::<Q8, 1, 2, 2>), plain(walk::<Q8, 2, 1, 2>), plain(walk::<Q8, 3, 1, 1>), plain(walk::<Q8, 4, 1, 1>)
+    ];
     /// Four bits.
-    matmul_q4 = Q4[walk::<Q4, 1, 2, 2>, walk::<Q4, 2, 1, 2>, walk::<Q4, 3, 1, 2>, walk::<Q4, 4, 1, 2>];
+    matmul_q4 = Q4[
+        plain(walk::<Q4, 1, 2, 2>), plain(walk::<Q4, 2, 1, 2>), plain(walk::<Q4, 3, 1, 2>), plain(walk::<Q4, 4, 1, 2>)
+    ];
     /// Three bits.
-    matmul_q3 = Q3[walk::<Q3, 1, 1, 4>, walk::<Q3, 2, 1, 2>, walk::<Q3, 3, 1, 2>, walk::<Q3, 4, 1, 2>];
+    matmul_q3 = Q3[
+        plain(walk::<Q3, 1, 1, 4>), plain(walk::<Q3, 2, 1, 2>), plain(walk::<Q3, 3, 1, 2>), plain(walk::<Q3, 4, 1, 2>)
+    ];
     /// Two bits.
-    matmul_q2 = Q2[walk::<Q2, 1, 1, 4>, walk::<Q2, 2, 1, 2>, walk::<Q2, 3, 1, 2>, walk::<Q2, 4, 1, 2>];
+    matmul_q2 = Q2[
+        plain(walk::<Q2, 1, 1, 4>), plain(walk::<Q2, 2, 1, 2>), plain(walk::<Q2, 3, 1, 2>), plain(walk::<Q2, 4, 1, 2>)
+    ];
 }
 
 super::exact_m! {
