@@ -342,12 +342,15 @@ unsafe fn tile(chunk: *const Chunk, x: *const Block, part: usize, y: *mut f32, s
                 dots[r] = [0, 0].map(|_| splat(ONES.to_bits() as i32));
             }
             for _ in 0..(*chunk).group / 16 {
-                let x = rows.map(|row| vld1q_s8(row));
+                let mut x = rows.map(|row| vld1q_s8(row));
                 rows = rows.map(|row| row.add(16));
-                tile_step::<0>(&mut dots, w, &x);
-                tile_step::<1>(&mut dots, w.add(8), &x);
-                tile_step::<2>(&mut dots, w.add(16), &x);
-                tile_step::<3>(&mut dots, w.add(24), &x);
+                let mut steps = [0, 8, 16, 24].map(|step| [*w.add(step), *w.add(step + 1)]);
+                together(&mut x);
+                together(steps.as_flattened_mut());
+                tile_step::<0>(&mut dots, &steps, &x);
+                tile_step::<1>(&mut dots, &steps, &x);
+                tile_step::<2>(&mut dots, &steps, &x);
+                tile_step::<3>(&mut dots, &steps, &x);
                 w = w.add(32);
             }
             for half in 0..2 {
@@ -392,16 +395,14 @@ unsafe fn tile(chunk: *const Chunk, x: *const Block, part: usize, y: *mut f32, s
 /// Four `k` of a tile, of `LANE` of the activations.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn tile_step<const LANE: usize>(
+fn tile_step<const LANE: usize>(
     dots: &mut [[int32x4_t; 2]; 4],
-    w: *const int8x16_t,
+    steps: &[[int8x16_t; 2]; 4],
     x: &[int8x16_t; 4],
 ) {
     for half in 0..2 {
-        // SAFETY: the caller vouches for two vectors.
-        let w = unsafe { *w.add(half) };
         for r in 0..4 {
-            dots[r][half] = sdot::<LANE>(dots[r][half], w, x[r]);
+            dots[r][half] = sdot::<LANE>(dots[r][half], steps[LANE][half], x[r]);
         }
     }
 }
