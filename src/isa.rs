@@ -43,13 +43,14 @@ macro_rules! x86 {
 
 #[cfg(target_arch = "aarch64")]
 macro_rules! arm {
-    ($feature:tt) => {
-        std::arch::is_aarch64_feature_detected!($feature)
+    // All of these, where `|` leaves a choice.
+    ($($($feature:tt)|+),+) => {
+        $(($(std::arch::is_aarch64_feature_detected!($feature))||+))&&+
     };
 }
 #[cfg(not(target_arch = "aarch64"))]
 macro_rules! arm {
-    ($feature:tt) => {
+    ($($($feature:tt)|+),+) => {
         false
     };
 }
@@ -69,7 +70,7 @@ features! {
     DOTPROD = 4, "dotprod", arm!("dotprod");
     /// SMMLA (Armv8.6 and later), and FCMLA, which is older (Armv8.3). Windows does not tell of FCMLA, but of
     /// another part of Armv8.3.
-    I8MM = 5, "i8mm", arm!("i8mm") && (arm!("fcma") || arm!("jsconv"));
+    I8MM = 5, "i8mm", arm!("i8mm", "fcma" | "jsconv");
     /// Scalable vectors of any length.
     SVE = 6, "sve", arm!("sve");
 }
