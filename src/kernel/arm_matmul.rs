@@ -271,8 +271,10 @@ unsafe fn few_rows<C: Codes>(
         }
     }
     let together = few.len().min(rows);
+    let (turns, lays) = (rows.div_ceil(together), few[together - 1].lay.is_some());
     for g in (0..a.groups).step_by(groups) {
-        let span = |first: usize, panel: usize| {
+        let span = |turn: usize, panel: usize| {
+            let first = turn * together;
             // SAFETY: the places are of a group, a row and a panel that the caller vouches for.
             unsafe {
                 let at = (row + first) * a.groups + g;
@@ -289,12 +291,12 @@ unsafe fn few_rows<C: Codes>(
                     sums: a.x_sums.add(at),
                     scales_stride: a.groups,
                     acc: acc.add(first * HELD + panel * panel_rows::<C>()),
-                    laid: laid.cast::<Laid>().add(first / together),
+                    laid: laid.cast::<Laid>().add(turn),
                 }
             }
         };
-        for first in (0..rows).step_by(together) {
-            let span = span(first, 0);
+        for turn in 0..if lays { turns } else { 0 } {
+            let span = span(turn, 0);
             // SAFETY: handed on.
             unsafe { few[span.rows - 1].prepare(&span) };
         }
@@ -306,8 +308,8 @@ unsafe fn few_rows<C: Codes>(
                 let next = a.w.wrapping_add(panel * a.panel_bytes + g * group_bytes);
                 (0..AHEAD).for_each(|line| prefetch(next.wrapping_add(line * 64)));
             }
-            for first in (0..rows).step_by(together) {
-                let span = span(first, panel);
+            for turn in 0..turns {
+                let span = span(turn, panel);
                 // SAFETY: handed on.
                 unsafe { (few[span.rows - 1].walk)(&span) };
             }
@@ -596,14 +598,16 @@ pub(super) unsafe fn pair_up<const PAIRS: usize>(
     mut out: *mut int64x2_t,
 ) {
     for k in (0..k).step_by(16) {
-        // SAFETY: the caller vouches for `k` bytes of each row and room for them.
-        unsafe {
-            let rows = rows.map(|pair| pair.map(|row| vld1q_s64(row.add(k).cast())));
-            let near = rows.map(|[a, b]| vzip1q_s64(a, b));
-            let far = rows.map(|[a, b]| vzip2q_s64(a, b));
-            out.cast::<[[int64x2_t; PAIRS]; 2]>().write([near, far]);
-            out = out.add(2 * PAIRS);
+        // A loop and no `map`, which is not inlined where it calls what some CPUs alone have.
+        for (pair, [a, b]) in rows.iter().enumerate() {
+            // SAFETY: the caller vouches for `k` bytes of each row and room for them.
+            unsafe {
+                let (a, b) = (vld1q_s64(a.add(k).cast()), vld1q_s64(b.add(k).cast()));
+                *out.add(pair) = vzip1q_s64(a, b);
+                *out.add(PAIRS + pair) = vzip2q_s64(a, b);
+            }
         }
+        out = out.wrapping_add(2 * PAIRS);
     }
 }
 
