@@ -8,6 +8,7 @@
 //! here and the same for all (`docs/numerics.md`).
 
 use super::abi::AttendArgs;
+use super::fused::fused_lanes;
 use super::ops::{LANES, Lanes, exp_down, soft_cap};
 use std::marker::PhantomData;
 
@@ -494,8 +495,9 @@ impl Simd for Plain {
     }
 
     #[inline(always)]
-    unsafe fn fma(a: Lanes, b: Lanes, c: Lanes) -> Lanes {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    unsafe fn fma(a: Lanes, b: Lanes, mut c: Lanes) -> Lanes {
+        fused_lanes(&a, &b, &mut c);
+        c
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@
 pub mod abi;
 mod attend;
 mod call;
+mod fused;
 #[cfg(feature = "hexagon")]
 pub mod hexagon;
 pub mod layout;

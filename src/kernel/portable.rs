@@ -2,12 +2,12 @@
 //!
 //! Built on 16-bit multiply-adds, which every vector unit has: the even and the odd bytes of a lane
 //! are widened in place and meet the matching activations. Scales and accumulation follow the same
-//! order as everywhere; without a fused instruction in the target's baseline the one `mul_add` a
-//! group costs a call, so this row is correct first.
+//! order as everywhere, with [`super::fused`] for targets that have no fused instruction.
 
 use super::abi::MatmulArgs;
+use super::fused::fused_lanes;
 use super::layout::PANEL;
-use half::{bf16, f16};
+use half::bf16;
 use wide::{i16x16, i32x8};
 
 /// Sixteen 16-bit lanes from 32 bytes.
@@ -17,13 +17,13 @@ unsafe fn load(bytes: *const u8) -> i16x16 {
     i16x16::new(unsafe { bytes.cast::<[i16; 16]>().read_unaligned() })
 }
 
-/// Activations `x[first]` and `x[first + 2]` side by side in every lane: what the even (`first` 0) or
-/// the odd (`first` 1) bytes of a lane meet.
+/// Activations `x[first]` and `x[first + 2]` side by side: what the even (`first` 0) or the odd (`first` 1) bytes of a lane
+/// meet.
 #[inline]
-unsafe fn pair(x: *const i8, first: usize) -> i16x16 {
+unsafe fn pair(x: *const i8, first: usize) -> i32 {
     // SAFETY: the caller vouches for four bytes.
-    let (a, b) = unsafe { (i16::from(*x.add(first)), i16::from(*x.add(first + 2))) };
-    i16x16::new([a, b, a, b, a, b, a, b, a, b, a, b, a, b, a, b])
+    let (a, b) = unsafe { (*x.add(first), *x.add(first + 2)) };
+    i32::from(b) << 16 | i32::from(i16::from(a).cast_unsigned())
 }
 
 /// The 16-bit word of each of the 32 rows.
@@ -82,6 +82,9 @@ unsafe fn codes<const BITS: usize>(
     }
 }
 
+/// The most columns whose activations are laid out at once.
+const COLUMNS: usize = 64;
+
 /// Codes of `BITS` bits: `M` rows of activations against one panel, 32 rows of it at a time.
 unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
     let rows = match BITS {
@@ -97,23 +100,56 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
             // `first_row`, which the caller vouches for.
             unsafe {
                 let group = a.w.add(panel * a.panel_bytes + g * (a.panel_bytes / a.groups));
-                let mut dots = [[i32x8::ZERO; 4]; M];
-                for step in 0..a.group / 4 {
+                let mut dots = [[[0_i32; 8]; 4]; M];
+                for first in (0..a.group).step_by(COLUMNS) {
+                    let steps = COLUMNS.min(a.group - first) / 4;
+                    let mut pairs = [[[0_i32; 2]; M]; COLUMNS / 4];
+                    for r in 0..M {
+                        let x =
+                            a.x.cast::<i8>()
+                                .add((first_row + r) * a.x_stride + g * a.group + first);
+                        for step in 0..steps {
+                            pairs[step][r] = [0, 1].map(|from| self::pair(x.add(step * 4), from));
+                        }
+                    }
                     for quarter in 0..4 {
-                        let [even, odd] = codes::<BITS>(group, step, pair, quarter);
+                        let mut sums = [i32x8::ZERO; M];
+                        for step in 0..steps {
+                            let [even, odd] = codes::<BITS>(group, first / 4 + step, pair, quarter);
+                            for r in 0..M {
+                                let [near, far] =
+                                    pairs[step][r].map(|x| bytemuck::cast(i32x8::splat(x)));
+                                sums[r] += even.dot(near) + odd.dot(far);
+                            }
+                        }
                         for r in 0..M {
-                            let x = a.x.cast::<i8>();
-                            let x = x.add((first_row + r) * a.x_stride + g * a.group + step * 4);
-                            dots[r][quarter] +=
-                                even.dot(self::pair(x, 0)) + odd.dot(self::pair(x, 1));
+                            let dots = &mut dots[r][quarter];
+                            *dots = (i32x8::new(*dots) + sums[r]).to_array();
                         }
                     }
                 }
                 let tables = group.add(a.group * rows * BITS / 8);
+                let [scales, offsets] =
+                    [tables, tables.add(rows * 2)].map(|t| t.add(pair * PANEL * 2));
+                let middle = if BITS == 8 || a.offset != 0 { 0 } else { 1 << (BITS - 1) };
+                let zeros = if a.offset == 1 {
+                    table(offsets).map(u16::cast_signed).map(i32::from)
+                } else {
+                    [middle; PANEL]
+                };
+                let scales = halves(scales);
+                let minima = if a.offset == 2 { halves(offsets) } else { [0.0; PANEL] };
                 for r in 0..M {
-                    let middle = if BITS == 8 || a.offset != 0 { 0 } else { 1 << (BITS - 1) };
-                    let tables = [tables, tables.add(rows * 2)].map(|t| t.add(pair * PANEL * 2));
-                    scale_in(a, first_row + r, g, &dots[r], tables, middle, &mut acc[r]);
+                    let at = (first_row + r) * a.groups + g;
+                    let (x_scale, sum) = (*a.x_scales.add(at), *a.x_sums.add(at));
+                    scale_in(&dots[r], &zeros, sum, &scales, x_scale, &mut acc[r]);
+                    if a.offset == 2 {
+                        multiply_in(
+                            &minima.map(|minimum| minimum * x_scale),
+                            sum as f32,
+                            &mut acc[r],
+                        );
+                    }
                 }
             }
         }
@@ -122,50 +158,41 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
     }
 }
 
-/// One group's scales and offsets, applied to the dots of one activation row with 32 outputs.
-unsafe fn scale_in(
-    a: &MatmulArgs,
-    row: usize,
-    g: usize,
-    dots: &[i32x8; 4],
-    tables: [*const u8; 2],
-    middle: i32,
+/// The dots of one group and row of activations with 32 outputs, less what belongs to the zero points, scaled.
+#[inline(never)]
+fn scale_in(
+    dots: &[[i32; 8]; 4],
+    zeros: &[i32; PANEL],
+    sum: i32,
+    scales: &[f32; PANEL],
+    x_scale: f32,
     acc: &mut [f32; PANEL],
 ) {
-    // SAFETY: the caller vouches for the tables of this group, of which the second is only there with
-    // an offset, and for the row's scales and sums.
-    unsafe {
-        let x_scale = *a.x_scales.add(row * a.groups + g);
-        let sum = *a.x_sums.add(row * a.groups + g);
-        let scales = table(tables[0]);
-        let offsets = if a.offset != 0 { table(tables[1]) } else { [0; PANEL] };
-        for i in 0..PANEL {
-            let zero = if a.offset == 1 { i32::from(offsets[i].cast_signed()) } else { middle };
-            let dot = dots[i / 8].to_array()[i % 8] - zero * sum;
-            let scale = f16::from_bits(scales[i]).to_f32();
-            acc[i] = (scale * x_scale).mul_add(dot as f32, acc[i]);
-            if a.offset == 2 {
-                let minimum = f16::from_bits(offsets[i]).to_f32();
-                acc[i] = (minimum * x_scale).mul_add(sum as f32, acc[i]);
-            }
-        }
+    let dots = dots.as_flattened();
+    let mut numbers = [0.0; PANEL];
+    for i in 0..PANEL {
+        numbers[i] = (dots[i] - zeros[i] * sum) as f32;
     }
+    fused_lanes(&scales.map(|scale| scale * x_scale), &numbers, acc);
 }
 
-/// 32 halves as floats. In a function of its own, as the next one, for the many calls that both are where the
-/// target's baseline has no such instructions.
+/// 32 halves as floats. In a function of its own, as its neighbours, so that it becomes vectors.
 #[inline(never)]
 unsafe fn halves(at: *const u8) -> [f32; PANEL] {
     // SAFETY: the caller vouches for 64 bytes.
-    unsafe { table(at) }.map(|bits| f16::from_bits(bits).to_f32())
+    unsafe { table(at) }.map(|bits| {
+        let (sign, rest) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+        // The bias of f32 is larger by 112; the product makes numbers of subnormal halves, too.
+        let number = (f32::from_bits(rest << 13) * f32::from_bits((127 + 112) << 23)).to_bits();
+        let number = if rest < 0x7c00 { number } else { 0x7f80_0000 | rest << 13 };
+        f32::from_bits(sign | number)
+    })
 }
 
 /// `acc += weights * x`, each rounded once.
 #[inline(never)]
 fn multiply_in(weights: &[f32; PANEL], x: f32, acc: &mut [f32; PANEL]) {
-    for i in 0..PANEL {
-        acc[i] = weights[i].mul_add(x, acc[i]);
-    }
+    fused_lanes(weights, &[x; PANEL], acc);
 }
 
 /// Floats: `M` rows of activations against one panel.
