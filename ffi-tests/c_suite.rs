@@ -77,6 +77,14 @@ fn sessions_speculate_and_their_tokens_stay() {
     }
 }
 
+#[test]
+fn sessions_go_together_and_their_tokens_stay() {
+    for link in [Link::Shared, Link::Static] {
+        let out = run(Command::new(build("batch", link)).arg(model()));
+        assert_eq!(out, "all as documented\n");
+    }
+}
+
 /// Callbacks that stop, re-enter and destroy; two threads at one session and one model.
 #[test]
 fn callbacks_and_threads_get_what_the_header_says() {
@@ -141,6 +149,7 @@ fn c_programs_are_clean_under_sanitizers() {
         ("foreign_verify", &[]),
         ("foreign_kv", &[]),
         ("speculate", &[]),
+        ("batch", &[]),
         ("generate", &["Once upon a time", "20"]),
     ];
     for (program, arguments) in programs {

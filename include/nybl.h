@@ -111,6 +111,9 @@
 #define nybl_spec_detach NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_detach)
 #define nybl_spec_set_share NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_set_share)
 #define nybl_spec_get_stats NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_spec_get_stats)
+#define nybl_batch_create NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_batch_create)
+#define nybl_batch_decode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_batch_decode)
+#define nybl_batch_destroy NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_batch_destroy)
 #define nybl_runtime_report_heat NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_report_heat)
 #define nybl_runtime_set_power_mode NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_set_power_mode)
 #define nybl_runtime_get_governor_state NYBL_JOIN(NYBL_SYMBOL_PREFIX, nybl_runtime_get_governor_state)
@@ -2321,6 +2324,47 @@ nybl_status nybl_spec_get_stats(nybl_session *session,
                                 struct nybl_spec_stats *stats);
 
 /* -------------------------------------------------------------------------------------------------
+ * Engine: several sessions in one pass
+ *
+ * Decoding is bound by the reading of the weights. A batch reads them once for all its sessions, so that four sequences
+ * take hardly longer than one. Nothing of it changes a token.
+ */
+
+/**
+ * The buffers of passes over several sessions. One thread at a time; a second one gets NYBL_ERR_BUSY.
+ */
+typedef struct nybl_batch nybl_batch;
+
+/**
+ * Makes a batch for up to `max_sessions` sessions in a pass, 1 to 256, that are of the same model as `like` and
+ * agree with it in kv_format, sinks and window. It keeps the model open, not the session. Destroy it with
+ * nybl_batch_destroy().
+ */
+nybl_status nybl_batch_create(nybl_session *like,
+                              uint32_t max_sessions,
+                              struct nybl_batch **out);
+
+/**
+ * Computes in one pass what the next call of nybl_session_next(), or of nybl_session_get_logits(), on each of the
+ * `count` sessions would compute in one of its own: those calls then take no pass, and come to the same bits. More
+ * sessions than the batch has room for go in several passes. A session that has nothing to compute or cannot go on is
+ * left as it is, and its own call says why. Sessions with a drafter go without drafts here. Stores in `computed`,
+ * which may be NULL, how many took part.
+ *
+ * NYBL_ERR_CANCELLED when one of them was cancelled, NYBL_ERR_INVALID_ARGUMENT for a session that does not agree with
+ * that of nybl_batch_create(), NYBL_ERR_BUSY when one is in another call or given twice; nothing has changed then.
+ */
+nybl_status nybl_batch_decode(struct nybl_batch *batch,
+                              nybl_session *const *sessions,
+                              size_t count,
+                              size_t *computed);
+
+/**
+ * Ends a batch; NULL is ignored.
+ */
+void nybl_batch_destroy(struct nybl_batch *batch);
+
+/* -------------------------------------------------------------------------------------------------
  * Engine: heat, power and memory
  *
  * The host tells what it knows of heat and of who is waiting; the runtime shortens drafts, uses fewer threads,
@@ -2629,6 +2673,10 @@ typedef struct nybl_api {
     nybl_status (*runtime_relieve)(const nybl_runtime *runtime, int32_t pressure,
         struct nybl_freed *freed);
     nybl_status (*source_seal)(const struct nybl_source *source, int32_t *fd);
+    nybl_status (*batch_create)(nybl_session *like, uint32_t max_sessions, struct nybl_batch **out);
+    nybl_status (*batch_decode)(struct nybl_batch *batch, nybl_session *const *sessions,
+        size_t count, size_t *computed);
+    void (*batch_destroy)(struct nybl_batch *batch);
 } nybl_api;
 
 /**

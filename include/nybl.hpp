@@ -384,6 +384,36 @@ private:
     owner<nybl_session, nybl_session_destroy> handle_;
 };
 
+// Passes over several sessions, which read the weights once for all of them. One thread at a time.
+class batch {
+public:
+    // For up to `most` sessions in a pass, of the same model and settings of the KV cache as `like`.
+    static result<batch> create(const session &like, std::uint32_t most)
+    {
+        nybl_batch *handle = nullptr;
+        if (nybl_status status = nybl_batch_create(like.get(), most, &handle))
+            return error::last(status);
+        return batch(handle);
+    }
+    nybl_batch *get() const noexcept { return handle_.get(); }
+
+    // Computes what the next call of next() on each of a range of sessions chooses from. How many took part.
+    template <class Sessions> result<std::size_t> decode(const Sessions &sessions)
+    {
+        std::vector<nybl_session *> handles;
+        for (const session &each : sessions)
+            handles.push_back(each.get());
+        std::size_t computed = 0;
+        if (nybl_status status = nybl_batch_decode(get(), handles.data(), handles.size(), &computed))
+            return error::last(status);
+        return computed;
+    }
+
+private:
+    explicit batch(nybl_batch *handle) : handle_(handle) {}
+    owner<nybl_batch, nybl_batch_destroy> handle_;
+};
+
 } // namespace nybl
 
 #endif // NYBL_HPP

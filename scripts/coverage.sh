@@ -9,7 +9,7 @@ out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 export NYBL_COVERAGE=1 RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/coverage.sh LLVM_PROFILE_FILE=$out/%m-%p.profraw
 tests=(--lib)
-for test in bad_input cache engine exact families faults folders foreign_reader host lossless resume speculate text_commands; do
+for test in bad_input batch cache engine exact families faults folders foreign_reader host lossless resume speculate text_commands; do
     tests+=(--test "$test")
 done
 cargo test --no-run --message-format=json "${tests[@]}" >"$out/build.json"

@@ -81,6 +81,7 @@ static size_t run(const char *path, long refuse, char *story, size_t capacity)
     nybl_runtime *runtime = NULL;
     nybl_model *model = NULL;
     nybl_session *session = NULL;
+    nybl_batch *batch = NULL;
     nybl_event event = {0};
     uint32_t ids[128];
     size_t count, length = 0;
@@ -101,13 +102,18 @@ static size_t run(const char *path, long refuse, char *story, size_t capacity)
         AGAIN(nybl_model_open(runtime, path, strlen(path), &model)) &&
         AGAIN(nybl_session_create(model, &settings, &session)) &&
         AGAIN(nybl_tokenize(model, PROMPT, sizeof PROMPT - 1, NYBL_TOKENIZE_ADD_SPECIAL, ids, 128, &count)) &&
-        AGAIN(nybl_session_append(session, ids, count))) {
+        AGAIN(nybl_session_append(session, ids, count)) &&
+        AGAIN(nybl_batch_create(session, 1, &batch))) {
         while (AGAIN(nybl_session_next(session, &event)) && event.kind == NYBL_EVENT_TOKEN &&
                length + event.text_len <= capacity) {
             memcpy(story + length, event.text, event.text_len);
             length += event.text_len;
+            /* Every other token comes of a batch. */
+            if (length % 2 && !AGAIN(nybl_batch_decode(batch, &session, 1, NULL)))
+                break;
         }
     }
+    nybl_batch_destroy(batch);
     nybl_session_destroy(session);
     nybl_model_release(model);
     nybl_runtime_destroy(runtime);

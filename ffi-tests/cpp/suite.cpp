@@ -82,6 +82,24 @@ int main(int argc, char **argv)
     }));
     EXPECT(parts == whole && count == 40);
 
+    // Sessions that decode together say what each says alone.
+    std::vector<nybl::session> both;
+    for (const char *prompt : {"Once upon a time", "The dog"}) {
+        both.push_back(nybl::session::create(model).value());
+        both.back().append(model.tokenize(prompt).value()).value();
+    }
+    auto batch = nybl::batch::create(both[0], 2).value();
+    std::string texts[2];
+    for (int i = 0; i < 40; i++) {
+        EXPECT(batch.decode(both).value() == (i > 0 ? 2 : 0));
+        for (int k = 0; k < 2; k++)
+            texts[k] += both[k].next().value().text;
+    }
+    both[1].reset().value();
+    both[1].append(model.tokenize("The dog").value()).value();
+    EXPECT(texts[0] == whole && texts[1] == story(both[1], 40));
+    EXPECT(batch.decode(std::vector<nybl::session>()).value() == 0);
+
     try {
         (void)session.generate(0, [](const nybl::event &) -> bool { throw std::logic_error("mine"); });
         EXPECT(!"the exception is lost");

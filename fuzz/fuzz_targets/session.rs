@@ -44,6 +44,8 @@ enum Call {
     Info,
     Heat(u8, f32),
     Nothing(u8),
+    /// The sessions of these places, as many in a pass.
+    Together(Vec<u8>, u8),
 }
 
 /// The model's handle: opened once, never released.
@@ -307,6 +309,22 @@ unsafe fn one(
                     text.len(),
                     &mut len,
                 )
+            }
+            Call::Together(places, most) => {
+                let sessions: Vec<_> =
+                    places.iter().take(6).map(|place| session_of(slots, *place)).collect();
+                let like = sessions.first().copied().unwrap_or(null_mut());
+                let (mut batch, mut computed) = (null_mut(), 9);
+                let status = nybl_batch_create(like, u32::from(*most), &mut batch);
+                assert_eq!(status == NYBL_OK, !batch.is_null());
+                if status != NYBL_OK {
+                    return status;
+                }
+                let status =
+                    nybl_batch_decode(batch, sessions.as_ptr(), sessions.len(), &mut computed);
+                assert!(computed <= sessions.len());
+                nybl_batch_destroy(batch);
+                status
             }
             Call::Info => nybl_model_get_info(model, &mut sized()),
             Call::Heat(level, celsius) => {

@@ -4,6 +4,8 @@
 //! changed nothing or, when it broke off inside the model, poisoned the session until it is reset.
 #![forbid(unsafe_code)]
 
+pub mod batch;
+
 use super::cache::{Cache, Kind, KvLimit, Turn};
 use super::governor::Step;
 use super::load::Model;

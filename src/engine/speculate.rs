@@ -9,6 +9,7 @@
 use super::draft::ModelDrafter;
 use super::load::Model;
 use super::pass::Canceller;
+use super::session::batch::Batch;
 use super::session::{Next, Session};
 use crate::error::{Error, Result};
 use crate::model::forward::Scratch;
@@ -256,12 +257,47 @@ impl Speculator {
         Ok(next)
     }
 
+    /// As [`Batch::new`].
+    ///
+    /// # Errors
+    /// As [`Batch::new`].
+    pub fn batch(&self, most: usize) -> Result<Batch> {
+        Batch::new(&self.session, most)
+    }
+
+    /// As [`Batch::decode`]: each next call of [`Speculator::next`] then chooses without a pass of its own, and so
+    /// without drafts. A session whose next token is drawn already, or is the smaller model's, computes nothing.
+    ///
+    /// # Errors
+    /// As [`Batch::decode`].
+    pub fn decode_batch(batch: &mut Batch, sessions: &mut [&mut Self]) -> Result<usize> {
+        let start = Instant::now();
+        let mut joining: Vec<_> = sessions
+            .iter_mut()
+            .filter(|session| session.queue.is_empty() && !session.is_small_models_turn())
+            .collect();
+        let behind: Vec<_> = joining.iter().map(|it| it.session.is_one_ahead()).collect();
+        let mut inner: Vec<_> = joining.iter_mut().map(|it| &mut it.session).collect();
+        let computed = batch.decode(&mut inner)?;
+        for (session, behind) in joining.into_iter().zip(behind) {
+            if behind && !session.session.is_one_ahead() {
+                session.metrics.decode_time += start.elapsed();
+            }
+        }
+        Ok(computed)
+    }
+
+    /// Whether heat has the smaller model go on.
+    fn is_small_models_turn(&self) -> bool {
+        self.small.is_some() && self.session.model().runtime().governor().small_model()
+    }
+
     fn outcome(&mut self) -> Result<Outcome> {
         if let Some(outcome) = self.queue.pop_front() {
             return Ok(outcome);
         }
-        if let Some(small) = &mut self.small
-            && self.session.model().runtime().governor().small_model()
+        if self.is_small_models_turn()
+            && let Some(small) = &mut self.small
             && let Some(next) = small.next(&mut self.session)?
         {
             return Ok(Outcome { next, logprobs: None });

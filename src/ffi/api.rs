@@ -155,6 +155,9 @@ functions! {
     nybl_session_set_small_model(_, _) in "text",
     nybl_runtime_relieve(_, _, _) in "text",
     nybl_source_seal(_, _) in "text",
+    nybl_batch_create(_, _, _) in "text",
+    nybl_batch_decode(_, _, _, _) in "text",
+    nybl_batch_destroy(_) in "text",
 }
 
 #[cfg(test)]

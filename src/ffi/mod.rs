@@ -48,6 +48,9 @@ mod keep;
 mod speculate;
 
 #[cfg(feature = "text")]
+mod batch;
+
+#[cfg(feature = "text")]
 mod govern;
 
 mod api;
@@ -64,7 +67,8 @@ pub use status::*;
 
 #[cfg(feature = "text")]
 pub use {
-    choice::*, govern::*, keep::*, load::*, model::*, plan::*, runtime::*, session::*, speculate::*,
+    batch::*, choice::*, govern::*, keep::*, load::*, model::*, plan::*, runtime::*, session::*,
+    speculate::*,
 };
 
 #[cfg(feature = "chat")]

@@ -232,16 +232,21 @@ impl DerefMut for Locked<'_> {
 
 impl Shared {
     /// The state, unless another call is at it.
-    fn lock(&self) -> Result<Locked<'_>, Failure> {
-        let state = match self.state.try_lock() {
-            Ok(state) => state,
+    fn state(&self) -> Result<MutexGuard<'_, State>, Failure> {
+        match self.state.try_lock() {
+            Ok(state) => Ok(state),
             // A panic inside the model: the session itself knows that it is poisoned.
-            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::Poisoned(state)) => Ok(state.into_inner()),
             Err(TryLockError::WouldBlock) => {
                 let text = "another thread, or the caller of this callback, is inside a call on this session";
-                return Err(Failure::new(NYBL_ERR_BUSY, text));
+                Err(Failure::new(NYBL_ERR_BUSY, text))
             }
-        };
+        }
+    }
+
+    /// The same with the runtime's memory.
+    fn lock(&self) -> Result<Locked<'_>, Failure> {
+        let state = self.state()?;
         let memory = state.text.as_session().model().runtime().memory().enter();
         Ok(Locked { state, _memory: memory })
     }
@@ -254,6 +259,20 @@ impl Shared {
 pub(super) unsafe fn lock<'a>(session: *const nybl_session) -> Result<Locked<'a>, Failure> {
     // SAFETY: the caller vouches for the handle.
     unsafe { handle("session", session) }?.shared.lock()
+}
+
+/// The states of several sessions, for a caller that has entered their runtime's memory.
+///
+/// # Safety
+/// Each is NULL or a live handle.
+pub(super) unsafe fn lock_all<'a>(
+    sessions: &[*mut nybl_session],
+) -> Result<Vec<MutexGuard<'a, State>>, Failure> {
+    let state = |session: &*mut nybl_session| {
+        // SAFETY: the caller vouches for the handle.
+        unsafe { handle("sessions", session.cast_const()) }?.shared.state()
+    };
+    sessions.iter().map(state).collect()
 }
 
 /// Adds tokens to the sequence and runs them through the model. NYBL_ERR_CONTEXT_FULL when they do not

@@ -1,8 +1,8 @@
 //! The forward pass: tokens in, logits out, keys and values into the cache.
 //!
-//! A chunk of `m` tokens goes through the layers together. Every row is computed by the same operations
-//! in the same order whatever `m` is, so a prompt in one chunk, in many, or token by token gives the
-//! same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down. What a family of models
+//! A chunk of `m` tokens goes through the layers together, or chunks of several sequences, which meet in every
+//! matrix and part for attention. Every row is computed by the same operations in the same order whatever goes
+//! with it, so a prompt in one chunk, in many, token by token or beside others gives the same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down. What a family of models
 //! does otherwise is a value or an option of [`Config`] or of [`super::weights::Layer`], not a pass of its own.
 #![forbid(unsafe_code)]
 
@@ -61,10 +61,32 @@ struct Stream {
 pub enum Logits {
     /// None: the chunk only fills the cache.
     None,
-    /// The last row.
+    /// The last row of a sequence.
     Last,
     /// Every row.
     All,
+}
+
+/// The tokens of one sequence in a pass, at the positions after those of `table`, for which room has been
+/// reserved.
+#[derive(Clone, Copy)]
+pub struct Chunk<'a> {
+    /// At least one.
+    pub tokens: &'a [u32],
+    /// As [`Rows::parents`].
+    pub parents: Option<&'a [u32]>,
+    /// The sequence so far.
+    pub table: &'a BlockTable,
+}
+
+impl<'a> Chunk<'a> {
+    fn rows(&self) -> Rows<'a> {
+        Rows { first: self.table.len(), parents: self.parents }
+    }
+
+    fn positions(self) -> impl Iterator<Item = usize> {
+        (0..self.tokens.len()).map(move |row| self.rows().position(row))
+    }
 }
 
 /// What a forward pass works with beside its own buffers.
@@ -213,7 +235,24 @@ impl Scratch {
         table: &BlockTable,
         want: Logits,
     ) -> Result<&[f32]> {
-        self.run(parts, (tokens, None), store, table, want)
+        self.run(parts, &[Chunk { tokens, parents: None, table }], store, want)
+    }
+
+    /// [`Scratch::forward`] for several sequences of one cache, each with the bits that it has alone: the logits
+    /// after the last token of each. The weights are read once for all of them.
+    ///
+    /// # Errors
+    /// As [`Scratch::forward`].
+    ///
+    /// # Panics
+    /// As [`Scratch::forward`], and when there are more sequences than rows of logits.
+    pub fn forward_batch(
+        &mut self,
+        parts: Parts<'_>,
+        chunks: &[Chunk<'_>],
+        store: &mut KvStore,
+    ) -> Result<&[f32]> {
+        self.run(parts, chunks, store, Logits::Last)
     }
 
     /// [`Scratch::forward`] for a tree of tokens: the first is the root, and token `i + 1` follows token
@@ -233,21 +272,19 @@ impl Scratch {
         store: &mut KvStore,
         table: &BlockTable,
     ) -> Result<&[f32]> {
-        self.run(parts, (tokens, Some(parents)), store, table, Logits::All)
+        self.run(parts, &[Chunk { tokens, parents: Some(parents), table }], store, Logits::All)
     }
 
     fn run(
         &mut self,
         parts: Parts<'_>,
-        (tokens, parents): (&[u32], Option<&[u32]>),
+        chunks: &[Chunk<'_>],
         store: &mut KvStore,
-        table: &BlockTable,
         want: Logits,
     ) -> Result<&[f32]> {
         let Parts { config, weights, kernels, pool, gate: door } = parts;
         let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
-        let (m, first) = (tokens.len(), table.len());
-        let places = Rows { first, parents };
+        let m = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         assert!(m <= self.most, "a chunk of {m} tokens");
         let (d, q_dim, kv_dim) = (config.d_model, config.q_dim(), config.kv_dim());
         let x = &mut self.x[..m * d];
@@ -258,13 +295,14 @@ impl Scratch {
         let inputs = &mut self.inputs;
 
         let embedding = weights.embedding.packed();
+        let tokens = chunks.iter().flat_map(|chunk| chunk.tokens);
         for (row, token) in x.chunks_exact_mut(d).zip(tokens) {
             unpack_row(&embedding, *token as usize, row);
         }
         if config.embedding_scale != 1.0 {
             x.iter_mut().for_each(|x| *x *= config.embedding_scale);
         }
-        let positions = || (0..m).map(|row| places.position(row));
+        let positions = || chunks.iter().flat_map(|chunk| chunk.positions());
         self.rope.fill(positions());
         if let Some(rope) = &mut self.windowed_rope {
             rope.fill(positions());
@@ -305,23 +343,30 @@ impl Scratch {
                 rope.rotate(pool, config.head_dim, q_dim, q);
                 rope.rotate(pool, config.head_dim, kv_dim, k);
             }
-            let rows = k.chunks_exact(kv_dim).zip(v.chunks_exact(kv_dim));
-            for (row, (key, value)) in rows.enumerate() {
-                store.write(table, index, first + row, key, value);
+            let mut rows = k.chunks_exact(kv_dim).zip(v.chunks_exact(kv_dim));
+            for Chunk { tokens, table, .. } in chunks {
+                for (row, (key, value)) in rows.by_ref().take(tokens.len()).enumerate() {
+                    store.write(table, index, table.len() + row, key, value);
+                }
             }
             pass(index)?;
-            let keys = Keys { store, table, layer: index };
-            let sight = match &self.stream {
-                None => config.sight(index),
-                Some(Stream { streaming: Streaming { sinks, window }, q, .. }) => Sight {
-                    sinks: *sinks,
-                    window: *window,
-                    sink_q: Some(&q[..m * q_dim]),
-                    ..config.sight(index)
-                },
-            };
-            let rows = (&*q, &mut *attended);
-            attend(kernels, pool, keys, places, &sight, &mut self.attend, rows);
+            let mut end = 0;
+            for chunk in chunks {
+                let rows = end..end + chunk.tokens.len() * q_dim;
+                end = rows.end;
+                let keys = Keys { store, table: chunk.table, layer: index };
+                let sight = match &self.stream {
+                    None => config.sight(index),
+                    Some(Stream { streaming: Streaming { sinks, window }, q, .. }) => Sight {
+                        sinks: *sinks,
+                        window: *window,
+                        sink_q: Some(&q[rows.clone()]),
+                        ..config.sight(index)
+                    },
+                };
+                let rows = (&q[rows.clone()], &mut attended[rows]);
+                attend(kernels, pool, keys, chunk.rows(), &sight, &mut self.attend, rows);
+            }
             inputs.multiply(kernels, pool, attended, [(&layer.o, &mut *norm)]);
             if let Some([after_attention, _]) = &layer.post_norms {
                 renorm(norm, after_attention);
@@ -347,10 +392,17 @@ impl Scratch {
         pass(config.n_layers)?;
         let rows = match want {
             Logits::None => 0,
-            Logits::Last => 1,
+            Logits::Last => {
+                let mut end = 0;
+                for (row, chunk) in chunks.iter().enumerate() {
+                    end += chunk.tokens.len();
+                    x.copy_within((end - 1) * d..end * d, row * d);
+                }
+                chunks.len()
+            }
             Logits::All => m,
         };
-        let (x, norm) = (&x[(m - rows) * d..], &mut norm[..rows * d]);
+        let (x, norm) = (&x[..rows * d], &mut norm[..rows * d]);
         let logits = &mut self.logits[..rows * weights.vocab()];
         if rows > 0 {
             kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);

@@ -18,7 +18,7 @@ use nybl::kernel::{KvFormat, limits};
 use nybl::kv::BLOCK_TOKENS;
 use nybl::kv::blocks::BlockTable;
 use nybl::kv::store::{KvConfig, KvStore};
-use nybl::model::forward::{Logits, Parts, Scratch};
+use nybl::model::forward::{Chunk, Logits, Parts, Scratch};
 use nybl::spec::control::Controller;
 use nybl::spec::draft::{Drafter, Ngram};
 use nybl::text::sample::SamplerConfig;
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     /// Tokens in the cache before.
     #[arg(long, default_value_t = 0, value_name = "D")]
     depth: usize,
-    /// Sequences that decode in turn, a token each.
+    /// Sequences that decode together, a token each in a pass.
     #[arg(long, default_value_t = 1, value_name = "S", value_parser = count())]
     sequences: u64,
     /// Tokens of a prompt that go through the layers together; changes no result.
@@ -271,8 +271,9 @@ impl<'a> Bench<'a> {
             return Err(Error::ContextFull { limit: config.context }.into());
         }
         let cost = args.cost.unwrap_or(1).max(alone.1);
-        let most = args.prefill.map_or(1, |n| n.min(args.chunk)).max(cost) as usize;
-        let logits = cost as usize;
+        let logits = cost.max(args.sequences) as usize;
+        let most = args.prefill.map_or(1, |n| n.min(args.chunk)) as usize;
+        let most = most.max(logits);
         let scratch = Scratch::new(config, &model.weights().needs(), (most, context), logits)?;
         let shape = config.kv_shape();
         let tokens = (context + 2 * BLOCK_TOKENS) * args.sequences as usize;
@@ -321,6 +322,24 @@ impl<'a> Bench<'a> {
         Ok(start.elapsed().as_secs_f64())
     }
 
+    /// Runs a token of each of `tables` in one pass and keeps them. Seconds.
+    fn step(&mut self, tables: &mut [BlockTable]) -> nybl::Result<f64> {
+        let (parts, vocab) = (parts(self.model), self.model.vocab());
+        let ids: Vec<u32> = tables
+            .iter()
+            .enumerate()
+            .map(|(i, it)| ((it.len() + i) * 7919 % vocab) as u32)
+            .collect();
+        let start = Instant::now();
+        tables.iter_mut().try_for_each(|table| self.store.reserve(table, 1))?;
+        let chunks = ids.chunks(1).zip(&*tables);
+        let chunks: Vec<_> =
+            chunks.map(|(tokens, table)| Chunk { tokens, parents: None, table }).collect();
+        self.scratch.forward_batch(parts, &chunks, &mut self.store)?;
+        tables.iter_mut().for_each(|table| table.commit(1));
+        Ok(start.elapsed().as_secs_f64())
+    }
+
     fn decode(&mut self, tokens: usize, depth: usize) -> nybl::Result<Value> {
         let sequences = self.args.sequences as usize;
         let mut deep = self.deep(depth)?;
@@ -333,9 +352,7 @@ impl<'a> Bench<'a> {
                 .collect::<nybl::Result<Vec<_>>>()?;
             let mut time = 0.0;
             for _ in 0..tokens {
-                for table in &mut tables {
-                    time += self.pass(table, 1, Logits::Last)?;
-                }
+                time += self.step(&mut tables)?;
             }
             for mut table in tables {
                 self.store.truncate(&mut table, 0);
@@ -347,22 +364,22 @@ impl<'a> Bench<'a> {
             }
         }
         self.store.truncate(&mut deep, 0);
-        let passes = (tokens * sequences) as f64;
-        let rate = passes / median(&mut times);
+        let passes = tokens as f64 / median(&mut times);
+        let rate = passes * sequences as f64;
         let layers = self.model.config();
         let kv = layers.kv_shape().token_bytes(kv_format(&self.args.kv));
         // Tokens seen on average.
         let seen = depth as f64 + (tokens as f64 + 1.0) / 2.0;
-        let bytes = self.weight_bytes as f64 + seen * kv as f64;
+        let bytes = self.weight_bytes as f64 + seen * (kv * sequences) as f64;
         let bandwidth = self.weight_bytes as f64 / median(&mut read);
         Ok(json!({
             "tokens": tokens,
             "sequences": sequences,
             "tokens_per_second": rate,
             "milliseconds_per_token": 1e3 / rate,
-            "gb_per_second": rate * bytes * 1e-9,
+            "gb_per_second": passes * bytes * 1e-9,
             "read_gb_per_second": bandwidth * 1e-9,
-            "fraction_of_read_bandwidth": rate * bytes / bandwidth,
+            "fraction_of_read_bandwidth": passes * bytes / bandwidth,
         }))
     }
 
