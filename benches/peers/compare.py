@@ -39,14 +39,16 @@ LOAD = "load"
 
 
 def test_flags(test):
-    """`decode@4096:i8` as flags of both programs: what is timed, after how many tokens, with which cache."""
+    """`decode32x4@4096:i8` as flags of both programs: what is timed, in how many sequences at once, after how many
+    tokens, with which cache."""
     what, _, kv = test.partition(":")
     what, _, depth = what.partition("@")
-    kv, depth = kv or "f16", int(depth or 0)
+    what, _, sequences = what.partition("x")
+    kv, depth, sequences = kv or "f16", int(depth or 0), int(sequences or 1)
     name, count = what.rstrip("0123456789"), what.lstrip("abcdefghijklmnopqrstuvwxyz")
     if name not in ("decode", "prefill"):
         sys.exit(f"{test}: neither decode nor prefill")
-    return name, int(count or 64), depth, kv
+    return name, int(count or 64), depth, kv, sequences
 
 
 class Nybl:
@@ -55,9 +57,9 @@ class Nybl:
         self.isa = ["--isa", arguments.isa] if arguments.isa else []
 
     def command(self, file, test, threads):
-        name, count, depth, kv = test_flags(test)
+        name, count, depth, kv, sequences = test_flags(test)
         return [self.program, "bench", "-m", file, f"--{name}", count, "--depth", depth, "--kv", kv, "--threads", threads,
-                "--runs", 1, "--json", *self.isa]
+                "--sequences", sequences, "--runs", 1, "--json", *self.isa]
 
     def load_seconds(self, prefix, file, threads):
         start = time.monotonic()
@@ -81,8 +83,14 @@ class LlamaBench:
         self.program = program
 
     def command(self, file, test, threads):
-        name, count, depth, kv = test_flags(test)
+        name, count, depth, kv, sequences = test_flags(test)
         kv = {"f16": "f16", "i8": "q8_0"}[kv]
+        if sequences > 1:
+            # Its sequences begin with a prompt, of which one token is the least.
+            prompt = max(depth, 1)
+            batched = pathlib.Path(self.program).with_name("llama-batched-bench")
+            return [batched, "-m", file, "-c", sequences * (prompt + count), "-npp", prompt, "-ntg", count, "-npl", sequences,
+                    "-t", threads, "-fa", "on", "-ctk", kv, "-ctv", kv, "--output-format", "jsonl", *self.extra]
         lengths = ["-p", 0, "-n", count] if name == "decode" else ["-p", count, "-n", 0]
         return [self.program, "-m", file, *lengths, "-d", depth, "-t", threads, "-r", 1, "-fa", 1, "-ctk", kv, "-ctv", kv,
                 "-o", "json", *self.extra]
@@ -95,10 +103,11 @@ class LlamaBench:
         return time.monotonic() - start, output
 
     def rate(self, output):
-        return json.loads(output)[0]["avg_ts"]
+        lines = [line for line in output.splitlines() if "speed_tg" in line]
+        return json.loads(lines[-1])["speed_tg"] if lines else json.loads(output)[0]["avg_ts"]
 
     def version(self, output):
-        return json.loads(output)[0]["build_commit"]
+        return None if "speed_tg" in output else json.loads(output)[0]["build_commit"]
 
 
 class LlamaPython(LlamaBench):
@@ -112,7 +121,9 @@ class LlamaPython(LlamaBench):
         return time.monotonic() - start, output
 
     def command(self, file, test, threads, what=None):
-        name, count, depth, kv = test_flags(test)
+        name, count, depth, kv, sequences = test_flags(test)
+        if sequences > 1:
+            sys.exit(f"{test}: several sequences at once need --llama-bench")
         helper = pathlib.Path(__file__).with_name("with_llama_cpp.py")
         return [self.program, helper, file, what or name, count, depth, kv, threads]
 
@@ -184,7 +195,7 @@ def main():
     parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
     parser.add_argument("--models", default="tinyllama-1.1b,llama-3.2-1b,qwen2.5-0.5b", help="among: " + ", ".join(models.SHAPES))
     parser.add_argument("--pairs", default="int4-g32,int4-g128,int8", help="among: " + ", ".join(PAIRS))
-    parser.add_argument("--tests", default="decode64,prefill128,prefill512", help="as decode64, prefill512@4096, decode32@4096:i8, load")
+    parser.add_argument("--tests", default="decode64,prefill128,prefill512", help="as decode64, prefill512@4096, decode32x4@4096:i8, load")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--best", action="store_true", help="the best of all rounds instead of the median, where others use the machine, too")
