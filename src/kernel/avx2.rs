@@ -6,7 +6,7 @@
 
 use super::abi::MatmulArgs;
 use super::layout::PANEL;
-use super::x86::{self, Simd, Tile, TileFn};
+use super::x86::{self, PREFETCH, Simd, Tile, TileFn};
 use super::x86_few::{self, RunFn, Stretch};
 use std::arch::x86_64::*;
 
@@ -290,8 +290,27 @@ pub(super) unsafe extern "C" fn matmul_q2(a: *const MatmulArgs) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // As many quarters as have registers for their sums.
+        match M {
+            1 => q8_quarters::<M, 4>(a, panel, first_row),
+            2 => q8_quarters::<M, 2>(a, panel, first_row),
+            _ => q8_quarters::<M, 1>(a, panel, first_row),
+        }
+    }
+}
+
+/// The same, going through each group with `Q` quarters of the panel's outputs at a time.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn q8_quarters<const M: usize, const Q: usize>(
+    a: &MatmulArgs,
+    panel: usize,
+    first_row: usize,
+) {
     // SAFETY: every pointer stays inside the panel and the `M` activation rows from `first_row`,
-    // which the caller vouches for.
+    // which the caller vouches for; what is fetched need not exist.
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let stride = a.panel_bytes / a.groups;
@@ -299,24 +318,36 @@ unsafe fn q8_panel<const M: usize>(a: &MatmulArgs, panel: usize, first_row: usiz
         for g in 0..a.groups {
             let codes = a.w.add(panel * a.panel_bytes + g * stride);
             let tables = codes.add(a.group * 32);
-            for quarter in 0..4 {
-                let mut dots = [_mm256_setzero_si256(); M];
+            for first in (0..4).step_by(Q) {
+                let mut dots = [[_mm256_setzero_si256(); Q]; M];
                 for k in (0..a.group).step_by(4) {
-                    let w = _mm256_loadu_si256(codes.add(k * 32 + quarter * 32).cast());
-                    let magnitude = _mm256_abs_epi8(w);
-                    for r in 0..M {
-                        let x = a.x.add((first_row + r) * a.x_stride + g * a.group + k);
-                        let signed = _mm256_sign_epi8(broadcast(x), w);
-                        let pairs = _mm256_maddubs_epi16(magnitude, signed);
-                        dots[r] = _mm256_add_epi32(dots[r], _mm256_madd_epi16(pairs, ones));
+                    // The two lines of a step, by the first who come by.
+                    let ahead = codes.wrapping_add(PREFETCH + k * 32);
+                    if first == 0 {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    }
+                    if first == Q || Q == 4 {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64).cast());
+                    }
+                    for q in 0..Q {
+                        let w = _mm256_loadu_si256(codes.add(k * 32 + (first + q) * 32).cast());
+                        let magnitude = _mm256_abs_epi8(w);
+                        for r in 0..M {
+                            let x = a.x.add((first_row + r) * a.x_stride + g * a.group + k);
+                            let signed = _mm256_sign_epi8(broadcast(x), w);
+                            let pairs = _mm256_maddubs_epi16(magnitude, signed);
+                            let sums = _mm256_madd_epi16(pairs, ones);
+                            dots[r][q] = _mm256_add_epi32(dots[r][q], sums);
+                        }
                     }
                 }
                 for r in 0..M {
-                    let x_scale = *a.x_scales.add((first_row + r) * a.groups + g);
-                    let factor =
-                        _mm256_mul_ps(halves(tables.add(quarter * 16)), _mm256_set1_ps(x_scale));
-                    acc[r][quarter] =
-                        _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[r]), acc[r][quarter]);
+                    let x_scale = _mm256_set1_ps(*a.x_scales.add((first_row + r) * a.groups + g));
+                    for q in 0..Q {
+                        let factor = _mm256_mul_ps(halves(tables.add((first + q) * 16)), x_scale);
+                        let sum = &mut acc[r][first + q];
+                        *sum = _mm256_fmadd_ps(factor, _mm256_cvtepi32_ps(dots[r][q]), *sum);
+                    }
                 }
             }
         }

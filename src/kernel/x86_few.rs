@@ -142,7 +142,7 @@ pub(super) unsafe fn decoded<S: Simd, const M: usize, const BITS: usize, const V
                     vector::<S, M, BITS, V>(a, &mut acc, half, &x, w, (&mut ahead, pace));
                 }
             }
-            if M > 1 {
+            if fetches::<S, M>() {
                 for _ in 0..(group_bytes - a.group * panel_rows(BITS) * BITS / 8) / 64 {
                     S::prefetch(ahead);
                     ahead = ahead.wrapping_add(s.pace);
@@ -155,6 +155,12 @@ pub(super) unsafe fn decoded<S: Simd, const M: usize, const BITS: usize, const V
             finish::<S, M, V>(a, first_output, first_row, &acc[i], at);
         }
     }
+}
+
+/// Whether `M` rows fetch ahead. One row in vectors of 512 bits waits for memory alone and goes through it once, which the
+/// CPU's own prefetcher follows best; in vectors of 256 bits it goes through each group a half of the lines at a time.
+const fn fetches<S: Simd, const M: usize>() -> bool {
+    M > 1 || S::LANES < 16
 }
 
 /// Where in its panel the outputs of a part lie, field by field.
@@ -234,7 +240,7 @@ unsafe fn walk<S: Simd, const M: usize, const BITS: usize, const V: usize, const
     unsafe {
         for step in steps {
             let codes = fields::<S, BITS, PART>(line::<BITS>(w, step).add(lane * 4));
-            if M > 1 {
+            if fetches::<S, M>() {
                 // Three bits have three lines a step.
                 for _ in 0..if BITS == 3 && PART == 0 { 2 } else { 1 } {
                     S::prefetch(**ahead);
