@@ -212,6 +212,30 @@ fn sessions_that_do_not_fit_into_memory_together_still_go_on() {
 }
 
 #[test]
+fn without_room_a_session_is_told_so_by_its_own_call() {
+    let (model, settings) = (open(&packed()), SessionConfig::default());
+    let block = session(&open(&packed()), &settings, 5).bytes().0;
+    let limit = KvLimit { memory: 2 * block, spill_folder: None, spill: 0 };
+    let settings = SessionConfig { kv_limit: Some(limit), ..settings };
+    // Both have 63 tokens of a block of 64.
+    let mut sessions: Vec<_> = [1, 1].map(|i| session(&model, &settings, i)).into();
+    sessions[1].reset();
+    sessions[1].append(&text()[100..163]).unwrap();
+    let mut batch = Batch::new(&sessions[0], 2).unwrap();
+    for computed in [0, 2, 0] {
+        let mut all: Vec<_> = sessions.iter_mut().collect();
+        assert_eq!(batch.decode(&mut all), Ok(computed));
+        let full = |session: &mut Session| matches!(session.next(), Err(Error::KvExhausted { .. }));
+        match sessions[0].tokens().len() {
+            65 => assert!(sessions.iter_mut().all(full)),
+            _ => sessions.iter_mut().for_each(|session| {
+                assert!(matches!(session.next(), Ok(Next::Token(_))));
+            }),
+        }
+    }
+}
+
+#[test]
 fn a_drafter_may_stand_aside() {
     let (model, settings) = (open(&packed()), SessionConfig::default());
     let mut sessions: Vec<_> = (0..3)

@@ -103,6 +103,9 @@ impl Batch {
         let mut sessions = together;
         // Where the budget is short, the last ones have spilled the first.
         sessions.retain(|session| store.is_loaded(&session.table));
+        if sessions.is_empty() {
+            return Ok(0);
+        }
         for session in &mut sessions {
             // Should the model panic, the cache may hold half a step.
             session.poisoned = true;
