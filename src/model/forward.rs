@@ -1,9 +1,10 @@
 //! The forward pass: tokens in, logits out, keys and values into the cache.
 //!
 //! A chunk of `m` tokens goes through the layers together, or chunks of several sequences, which meet in every
-//! matrix and part for attention. Every row is computed by the same operations in the same order whatever goes
-//! with it, so a prompt in one chunk, in many, token by token or beside others gives the same bits. Five joins a layer: q/k/v, attention, its output, gate/up, down. What a family of models
-//! does otherwise is a value or an option of [`Config`] or of [`super::weights::Layer`], not a pass of its own.
+//! matrix and part for attention. Every row is computed by the same operations in the same order whatever goes with
+//! it, so a prompt in one chunk, in many, token by token or beside others gives the same bits. Five joins a layer:
+//! q/k/v, attention, its output, gate/up, down; more sequences have an attention each. What a family of models does
+//! otherwise is a value or an option of [`Config`] or of [`super::weights::Layer`], not a pass of its own.
 #![forbid(unsafe_code)]
 
 use super::config::{Activation, Config};
