@@ -1,33 +1,10 @@
 /* Sessions that go through the model together: each comes to what it comes to alone, and misuse to a status. */
-#include "nybl.h"
+#include "check.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { LENGTH = 40, SESSIONS = 4 };
-
-static int failures = 0;
-
-static void expect(nybl_status got, nybl_status want, const char *call, int line)
-{
-    if (got != want) {
-        char text[256];
-        nybl_last_error(text, sizeof text);
-        fprintf(stderr, "line %d: %s: %s, not %s (%s)\n", line, call, nybl_status_name(got),
-                nybl_status_name(want), text);
-        failures++;
-    }
-}
-
-#define EXPECT(call, status) expect(call, status, #call, __LINE__)
-#define CHECK(condition)                                                                             \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition);                          \
-            failures++;                                                                              \
-        }                                                                                            \
-    } while (0)
 
 /* Session `i`: a prompt of its own, half of them with random numbers. */
 static nybl_session *start(nybl_model *model, uint32_t i, uint32_t kv_format)

@@ -1,33 +1,10 @@
 /* Sessions that speculate: whatever drafts, the tokens are those of the session alone, and the figures add up. */
-#include "nybl.h"
+#include "check.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { LENGTH = 60 };
-
-static int failures = 0;
-
-static void expect(nybl_status got, nybl_status want, const char *call, int line)
-{
-    if (got != want) {
-        char text[256];
-        nybl_last_error(text, sizeof text);
-        fprintf(stderr, "line %d: %s: %s, not %s (%s)\n", line, call, nybl_status_name(got),
-                nybl_status_name(want), text);
-        failures++;
-    }
-}
-
-#define EXPECT(call, status) expect(call, status, #call, __LINE__)
-#define CHECK(condition)                                                                             \
-    do {                                                                                             \
-        if (!(condition)) {                                                                          \
-            fprintf(stderr, "line %d: not so: %s\n", __LINE__, #condition);                          \
-            failures++;                                                                              \
-        }                                                                                            \
-    } while (0)
 
 static const uint32_t PROMPT[] = {1, 5, 9};
 
