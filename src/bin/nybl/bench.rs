@@ -78,8 +78,8 @@ pub(crate) struct Args {
     /// Tokens in the cache before.
     #[arg(long, default_value_t = 0, value_name = "D")]
     depth: usize,
-    /// Sequences that decode together, a token each in a pass.
-    #[arg(long, default_value_t = 1, value_name = "S", value_parser = count())]
+    /// Sequences that decode together, a token each in a pass; at most 256, as in a batch of sessions.
+    #[arg(long, default_value_t = 1, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=256))]
     sequences: u64,
     /// Tokens of a prompt that go through the layers together; changes no result.
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = count())]
