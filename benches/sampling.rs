@@ -3,6 +3,7 @@
 use divan::{Bencher, black_box};
 use nybl::isa::Isa;
 use nybl::kernel::Kernels;
+use nybl::kernel::scores::{Scores, maxima};
 use nybl::spec::distribution::{Distribution, History, SamplerConfig};
 use nybl::spec::random::Random;
 use std::fmt;
@@ -38,15 +39,30 @@ fn cases() -> impl Iterator<Item = Case> {
 
 #[divan::bench(args = cases())]
 fn choose(bencher: Bencher, case: &Case) {
+    bench(bencher, case, |logits, _| logits.into());
+}
+
+/// With the largest of every block known, as after a forward pass.
+#[divan::bench(args = cases())]
+fn choose_known(bencher: Bencher, case: &Case) {
+    bench(bencher, case, |logits, maxima| Scores { logits, maxima: Some(maxima) });
+}
+
+fn bench(
+    bencher: Bencher,
+    case: &Case,
+    scores: for<'a> fn(logits: &'a [f32], maxima: &'a [f32]) -> Scores<'a>,
+) {
     let kernels = Kernels::new(Isa::detect()).expect("this CPU's own rows");
     let mut random = Random(1);
     // A sum of twelve is as good as normal.
     let mut logit = || (0..12).map(|_| random.unit() - 0.5).sum::<f32>() * 3.0;
     let logits: Vec<f32> = (0..case.vocab).map(|_| logit()).collect();
+    let maxima: Vec<f32> = maxima(&logits).collect();
     let mut distribution = Distribution::default();
     bencher.bench_local(|| {
-        let (logits, before) = (black_box(&logits), History::default());
-        let token = distribution.choose(&kernels, &case.config, logits, before, &mut random);
+        let (scores, before) = (black_box(scores(&logits, &maxima)), History::default());
+        let token = distribution.choose(&kernels, &case.config, scores, before, &mut random);
         assert!(token.is_some_and(|token| (token as usize) < case.vocab), "no token of these");
     });
 }

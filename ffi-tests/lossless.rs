@@ -187,7 +187,7 @@ fn draft(
         let seen = [history, &path].concat();
         let logits = DRAFT[seen[seen.len() - 1] as usize];
         let past = History { settled: history, drafted: &path };
-        distribution.fill(kernels, config, &logits, past);
+        distribution.fill(kernels, config, logits[..].into(), past);
         let mut left = [0.0; V];
         distribution.entries().for_each(|(id, p)| left[id as usize] = p);
         q[row * V..][..V].copy_from_slice(&left);
@@ -245,7 +245,7 @@ fn counts(
                 _ => Drafts::tree(&tokens, &parents).unwrap(),
             };
             let round = Round {
-                logits: &logits,
+                scores: logits[..].into(),
                 vocab: V,
                 drafts,
                 probabilities: (drafting == Drafting::Drawn).then_some(&q[..]),
@@ -319,7 +319,8 @@ fn deterministic_drafts_give_the_tokens_of_plain_sampling_seed_for_seed() {
             while want.len() < 30 {
                 let logits = TARGET[want[want.len() - 1] as usize];
                 let past = History { settled: &want, drafted: &[] };
-                let token = distribution.choose(&kernels, &config, &logits, past, &mut random);
+                let token =
+                    distribution.choose(&kernels, &config, logits[..].into(), past, &mut random);
                 want.push(token.unwrap());
             }
             for shape in [Shape { depth: 3, width: 1 }, Shape { depth: 2, width: 2 }] {
@@ -332,7 +333,7 @@ fn deterministic_drafts_give_the_tokens_of_plain_sampling_seed_for_seed() {
                     let logits: Vec<_> = rows.flat_map(|token| TARGET[*token as usize]).collect();
                     let drafts = Drafts::tree(&tokens, &parents).unwrap();
                     let round = Round {
-                        logits: &logits,
+                        scores: logits[..].into(),
                         vocab: V,
                         drafts,
                         probabilities: None,
@@ -385,15 +386,15 @@ fn restated(bug: Bug) -> impl FnMut(&Round<'_>, &SamplerConfig, &mut Random) -> 
             drawn.unwrap_or(V - 1) as u32
         };
         loop {
-            let mut p = exact(config, &round.logits[row * V..][..V], &history);
+            let mut p = exact(config, &round.scores.logits[row * V..][..V], &history);
             let children: Vec<_> = round.drafts.children(row).collect();
             if children.is_empty() {
                 let logits = match bug {
                     Bug::BonusFromDraft => DRAFT[history[history.len() - 1] as usize].to_vec(),
                     Bug::BonusFromTheRowBefore => {
-                        round.logits[round.drafts.parent(row) * V..][..V].to_vec()
+                        round.scores.logits[round.drafts.parent(row) * V..][..V].to_vec()
                     }
-                    _ => round.logits[row * V..][..V].to_vec(),
+                    _ => round.scores.logits[row * V..][..V].to_vec(),
                 };
                 let next = draw(exact(config, &logits, &history), random);
                 return Verdict { path, next };
@@ -476,7 +477,7 @@ fn a_greedy_draft_that_claims_to_be_drawn_is_caught() {
         let mut distribution = Distribution::default();
         for last in round.history[round.history.len() - 1..].iter().chain(round.drafts.tokens()) {
             let logits = DRAFT[*last as usize];
-            distribution.fill(&kernels, config, &logits, History::default());
+            distribution.fill(&kernels, config, logits[..].into(), History::default());
             let at = q.len();
             q.resize(at + V, 0.0);
             distribution.entries().for_each(|(id, p)| q[at + id as usize] = p);

@@ -82,7 +82,7 @@ libfuzzer_sys::fuzz_target!(|input: Input| {
     };
     let history: Vec<u32> = input.history.iter().map(|t| u32::from(*t) % vocab as u32).collect();
     let round = Round {
-        logits: &logits,
+        scores: logits[..].into(),
         vocab,
         drafts: tree,
         probabilities: probabilities.as_deref(),
@@ -114,7 +114,7 @@ libfuzzer_sys::fuzz_target!(|input: Input| {
     let mut path = Vec::new();
     let next = loop {
         let alone = Round {
-            logits: &logits[row * vocab..][..vocab],
+            scores: logits[row * vocab..][..vocab].into(),
             vocab,
             drafts: Drafts::chain(&[]),
             probabilities: None,

@@ -114,8 +114,8 @@ impl Drafter for ModelDrafter {
             let kernels = model.runtime().kernels();
             let sure = if sampler.is_greedy() { Some(self.certainty()?) } else { None };
             let history = History { settled: request.context, drafted: &draft.tokens };
-            let (logits, distribution) = (self.session.logits()?, &mut self.distribution);
-            let chosen = distribution.choose(kernels, &sampler, logits, history, &mut random);
+            let (scores, distribution) = (self.session.scores()?, &mut self.distribution);
+            let chosen = distribution.choose(kernels, &sampler, scores, history, &mut random);
             let Some(ours) = chosen else { break };
             let Some(token) = self.translation.to_target(ours) else { break };
             draft.push(token, sure.unwrap_or_else(|| self.distribution.probability(ours)));

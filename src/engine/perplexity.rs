@@ -155,7 +155,7 @@ pub fn perplexity(
             // The row after token i predicts token i + 1.
             let rows = first.max(counted.start - 1)..(first + input.len()).min(counted.end - 1);
             let want = if rows.is_empty() { Logits::None } else { Logits::All };
-            let logits = own.push(input, want)?;
+            let scores = own.push(input, want)?;
             let compared = other.as_mut().map(|other| other.push(input, want)).transpose()?;
             if rows.is_empty() {
                 continue;
@@ -164,12 +164,9 @@ pub fn perplexity(
             all.resize(from + rows.len(), Row::default());
             model.runtime().pool().chunks_mut(&mut all[from..], 1, &|index, slot| {
                 let row = rows.start + index;
-                let at = |logits: &'_ [f32]| -> Range<usize> {
-                    debug_assert!(logits.len() >= vocab);
-                    (row - first) * vocab..(row - first + 1) * vocab
-                };
-                let reference = compared.map(|logits| &logits[at(logits)]);
-                slot[0] = Row::of(&logits[at(logits)], reference, text[row + 1] as usize);
+                let own = scores.row(row - first, vocab).logits;
+                let reference = compared.map(|scores| scores.row(row - first, vocab).logits);
+                slot[0] = Row::of(own, reference, text[row + 1] as usize);
             });
         }
         report = summary(&all, window + 1);

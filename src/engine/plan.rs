@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::file::metadata::{Metadata, Value};
 use crate::file::model_file::{ModelFile, Part};
 use crate::kernel::KvFormat;
+use crate::kernel::scores::Kept;
 use crate::kv::BLOCK_TOKENS;
 use crate::kv::store::{KvConfig, KvShape, KvStore};
 use crate::model::config::Config;
@@ -192,7 +193,7 @@ impl<'a> Planner<'a> {
         let extent = Extent::of(&self.model, &settings)?;
         let (sessions, vocab) = (self.config.sessions.max(1), self.needs.vocab);
         let mut scratch = extent.scratch(&self.model, &self.needs)?.bytes()
-            + (4 * vocab).next_multiple_of(64)
+            + Kept::bytes_for(vocab)
             + 4 * extent.context
             + Distribution::most_bytes(vocab);
         if self.config.speculates {

@@ -5,6 +5,7 @@ use super::load::Model;
 use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kernel::KvFormat;
+use crate::kernel::scores::Scores;
 use crate::kv::BLOCK_TOKENS;
 use crate::kv::blocks::BlockTable;
 use crate::kv::store::{KvConfig, KvStore};
@@ -41,7 +42,7 @@ pub fn score_in(
     let vocab = model.vocab();
     for (at, tokens) in tokens.chunks(scorer.chunk()).enumerate() {
         let first = at * scorer.chunk();
-        let logits = scorer.push(tokens, Logits::All)?;
+        let logits = scorer.push(tokens, Logits::All)?.logits;
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {
             each(first + row, logits);
         }
@@ -107,7 +108,7 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// [`Error::InvalidArgument`] for more tokens than a chunk has, or one outside the vocabulary;
     /// [`Error::OutOfMemory`].
-    pub fn push(&mut self, tokens: &[u32], want: Logits) -> Result<&[f32]> {
+    pub fn push(&mut self, tokens: &[u32], want: Logits) -> Result<Scores<'_>> {
         let vocab = self.model.vocab();
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(Error::InvalidArgument(format!(
@@ -122,8 +123,8 @@ impl<'a> Scorer<'a> {
         let canceller = Canceller::default();
         let door = self.model.door(&canceller);
         let parts = self.model.parts(&door);
-        let logits = self.scratch.forward(parts, tokens, &mut self.store, &self.table, want)?;
+        let scores = self.scratch.forward(parts, tokens, &mut self.store, &self.table, want)?;
         self.table.commit(tokens.len());
-        Ok(logits)
+        Ok(scores)
     }
 }

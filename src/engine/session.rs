@@ -12,12 +12,12 @@ use super::load::Model;
 use super::pass::Canceller;
 use crate::error::{Error, Result};
 use crate::kernel::KvFormat;
+use crate::kernel::scores::{Kept, Scores};
 use crate::kv::BLOCK_TOKENS;
 use crate::kv::blocks::BlockTable;
 use crate::kv::hash::{START, mix};
 use crate::kv::sight::Streaming;
 use crate::kv::snapshot::{self, Identity};
-use crate::memory::Aligned;
 use crate::model::config::Config;
 use crate::model::forward::{Logits, Scratch};
 use crate::model::weights::Needs;
@@ -70,7 +70,8 @@ pub struct Session {
     table: BlockTable,
     scratch: Scratch,
     tokens: Vec<u32>,
-    logits: Aligned<f32>,
+    /// Those after the last token, where `fresh`.
+    scores: Kept,
     fresh: bool,
     sampler: Sampler,
     /// What is added to logits, and then what the host does to them; the sampler has both in one.
@@ -111,7 +112,7 @@ impl Session {
             .try_reserve_exact(extent.context)
             .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: extent.context * 4 })?;
         let scratch = extent.scratch(model.config(), &model.weights().needs())?;
-        let logits = Aligned::zeroed("logits", model.vocab())?;
+        let scores = Kept::zeroed(model.vocab())?;
         // Last, because what fails before it has nothing to give back.
         cache.lock().join(extent.room());
         Ok(Self {
@@ -120,7 +121,7 @@ impl Session {
             table: BlockTable::default(),
             scratch,
             tokens,
-            logits,
+            scores,
             fresh: false,
             sampler,
             bias: None,
@@ -145,7 +146,7 @@ impl Session {
         let mut fork = Self::on(model, cache, self.sampler.clone(), self.extent)?;
         (fork.bias, fork.hook) = (self.bias.clone(), self.hook.clone());
         fork.tokens.extend_from_slice(&self.tokens);
-        fork.logits.copy_from_slice(&self.logits);
+        fork.scores.copy(self.scores.scores());
         fork.fresh = self.fresh;
         fork.table = self.cache.lock().store.fork(&mut self.table)?;
         Ok(fork)
@@ -242,7 +243,7 @@ impl Session {
     /// Bytes of KV blocks, those of all sessions that share the cache, and of all other buffers.
     #[must_use]
     pub fn bytes(&self) -> (usize, usize) {
-        let other = self.scratch.bytes() + self.logits.bytes() + 4 * self.tokens.capacity();
+        let other = self.scratch.bytes() + self.scores.bytes() + 4 * self.tokens.capacity();
         (self.cache.lock().store.bytes(), other)
     }
 
@@ -311,8 +312,13 @@ impl Session {
     /// # Errors
     /// [`Error::InvalidArgument`] for an empty session; as [`Session::append`].
     pub fn logits(&mut self) -> Result<&[f32]> {
+        Ok(self.scores()?.logits)
+    }
+
+    /// [`Session::logits`], and what is known of them.
+    pub(super) fn scores(&mut self) -> Result<Scores<'_>> {
         self.refresh()?;
-        Ok(&self.logits)
+        Ok(self.scores.scores())
     }
 
     /// Chooses the next token.
@@ -324,7 +330,7 @@ impl Session {
     pub fn next(&mut self) -> Result<Next> {
         self.refresh()?;
         let kernels = self.model.runtime().kernels();
-        let Some(token) = self.sampler.sample(kernels, &self.logits, &self.tokens) else {
+        let Some(token) = self.sampler.sample(kernels, self.scores.scores(), &self.tokens) else {
             return Err(self.no_choice());
         };
         Ok(self.take(token))
@@ -332,7 +338,7 @@ impl Session {
 
     /// The logits that the last token was chosen from, as the model made them.
     pub(super) fn chosen_from(&self) -> &[f32] {
-        &self.logits
+        self.scores.scores().logits
     }
 
     /// What becomes of a chosen token.
@@ -370,7 +376,7 @@ impl Session {
         &mut self,
         scratch: &'a mut Scratch,
         drafts: &[u32],
-    ) -> Result<&'a [f32]> {
+    ) -> Result<Scores<'a>> {
         self.check(drafts)?;
         self.reserve(drafts.len())?;
         scratch.stream(self.model.config(), self.extent.reach(), self.extent.streaming)?;
@@ -388,24 +394,24 @@ impl Session {
         // As in `run_chunk`.
         self.poisoned = true;
         let watch = self.canceller.watch();
-        let logits = scratch.forward(model.parts(&door), &rows, store, &self.table, Logits::All);
+        let scores = scratch.forward(model.parts(&door), &rows, store, &self.table, Logits::All);
         drop(watch);
         self.poisoned = false;
         cache.relieve(&mut shared);
         drop(shared);
-        let logits = logits?;
+        let scores = scores?;
         self.canceller.sleep(step.rest(start.elapsed()))?;
-        Ok(logits)
+        Ok(scores)
     }
 
     /// Ends what [`Session::look_ahead`] began: the `accepted` drafts belong to the sequence, and `next`
-    /// was chosen from `logits`, which came after the last of them. The rows of other drafts stay in
+    /// was chosen from `scores`, which came after the last of them. The rows of other drafts stay in
     /// the cache as rubbish that the next pass overwrites.
-    pub(super) fn settle(&mut self, accepted: &[u32], next: u32, logits: &[f32]) -> Next {
+    pub(super) fn settle(&mut self, accepted: &[u32], next: u32, scores: Scores<'_>) -> Next {
         self.table.commit(1 + accepted.len());
         self.shed();
         self.tokens.extend_from_slice(accepted);
-        self.logits.copy_from_slice(logits);
+        self.scores.copy(scores);
         self.fresh = true;
         self.take(next)
     }
@@ -422,7 +428,9 @@ impl Session {
 
     /// Why no token could be chosen.
     pub(super) fn no_choice(&self) -> Error {
-        if self.sampler.hook().is_some() && self.logits.iter().any(|x| *x > f32::NEG_INFINITY) {
+        if self.sampler.hook().is_some()
+            && self.chosen_from().iter().any(|x| *x > f32::NEG_INFINITY)
+        {
             let text = "the bias or the hook on the logits leaves no token to choose";
             return Error::InvalidArgument(text.into());
         }
@@ -559,14 +567,14 @@ impl Session {
         // Should the model panic, the cache may hold half a step.
         self.poisoned = true;
         let watch = self.canceller.watch();
-        let logits = self.scratch.forward(model.parts(&door), chunk, store, &self.table, want);
+        let scores = self.scratch.forward(model.parts(&door), chunk, store, &self.table, want);
         drop(watch);
         self.poisoned = false;
-        let logits = logits?;
+        let scores = scores?;
         // Its last step may have been left half done.
         self.canceller.check()?;
         if want == Logits::Last {
-            self.logits.copy_from_slice(logits);
+            self.scores.copy(scores);
         }
         self.table.commit(chunk.len());
         store.publish(&mut self.table, &self.tokens);

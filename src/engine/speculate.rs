@@ -536,13 +536,13 @@ impl Source {
         logprobs: Option<usize>,
     ) -> Result<(Outcome, usize)> {
         let drafts = &self.draft.tokens[..];
-        let logits = session.look_ahead(&mut self.scratch, drafts)?;
+        let scores = session.look_ahead(&mut self.scratch, drafts)?;
         let model = Arc::clone(session.model());
         let vocab = model.vocab();
         let (config, mut random) = (*session.sampler().config(), *session.sampler().random());
         self.verifier.set_hook(session.sampler().hook().cloned());
         let round = Round {
-            logits,
+            scores,
             vocab,
             drafts: Drafts::chain(drafts),
             probabilities: None,
@@ -554,13 +554,13 @@ impl Source {
         let verdict = verdict.map_err(|_| session.no_choice())?;
         *session.sampler().random() = random;
         let accepted = verdict.path.len();
-        let rows = logits.chunks_exact(vocab);
+        let rows = scores.logits.chunks_exact(vocab);
         for (token, row) in drafts[..accepted].iter().zip(rows) {
             let of = |most| (*token, Logprobs::of(kernels, row, *token, most));
             let logprobs = logprobs.map(of);
             queue.push_back(Outcome { next: Next::Token(*token), logprobs });
         }
-        let row = &logits[accepted * vocab..][..vocab];
+        let row = scores.row(accepted, vocab);
         let last = session.settle(&drafts[..accepted], verdict.next, row);
         let last = with_logprobs(session, last, logprobs);
         // The first one is given out now.

@@ -130,7 +130,7 @@ pub unsafe extern "C" fn nybl_verify(
                 Some(slice("args->draft_probabilities", args.draft_probabilities, drawn)?)
             };
             let round = Round {
-                logits: slice("args->logits", args.logits, floats)?,
+                scores: slice("args->logits", args.logits, floats)?.into(),
                 vocab,
                 drafts,
                 probabilities,

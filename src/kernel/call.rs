@@ -5,6 +5,7 @@ use super::abi::{
     SoftmaxArgs, SwiGluArgs,
 };
 use super::layout::{Layout, MIN_GROUP};
+use super::scores::{BLOCK, maxima};
 use super::{KvFormat, LANES, Op, Row, Run, select};
 use crate::error::{Error, Result};
 use crate::isa::Isa;
@@ -262,7 +263,7 @@ impl Kernels {
         let plans: Vec<_> = jobs
             .iter_mut()
             .map(|job| {
-                let plan = self.plan(job, pool.threads(), tiles);
+                let plan = self.plan(job, None, pool.threads(), tiles);
                 tiles = plan.end;
                 plan
             })
@@ -276,7 +277,23 @@ impl Kernels {
         });
     }
 
-    fn plan<'a>(&self, job: &'a mut MatmulJob<'_>, threads: usize, start: usize) -> Plan<'a> {
+    /// Runs a matmul whose outputs are scores, and writes the largest of every block of each row
+    /// ([`super::scores`]) to `largest`.
+    ///
+    /// # Panics
+    /// As [`Kernels::matmul`], and when `largest` is not as long as there are blocks.
+    pub fn score(&self, pool: &Pool, mut job: MatmulJob<'_>, largest: &mut [f32]) {
+        let plan = self.plan(&mut job, Some(largest), pool.threads(), 0);
+        pool.run(plan.end, &|tile| plan.run_tile(tile));
+    }
+
+    fn plan<'a>(
+        &self,
+        job: &'a mut MatmulJob<'_>,
+        largest: Option<&'a mut [f32]>,
+        threads: usize,
+        start: usize,
+    ) -> Plan<'a> {
         let layout = job.w.layout;
         let m = job.y.len() / layout.n();
         assert_eq!(job.y.len(), m * layout.n(), "outputs are no whole rows");
@@ -311,7 +328,12 @@ impl Kernels {
             halves_stride: 0,
         };
         let fair = layout.panels() / (threads * 4);
-        let panels = (TILE_BYTES / layout.panel_bytes()).min(fair).max(1);
+        let mut panels = (TILE_BYTES / layout.panel_bytes()).min(fair).max(1);
+        if let Some(largest) = &largest {
+            assert_eq!(largest.len(), m * layout.n().div_ceil(BLOCK), "other shape");
+            // Whole blocks.
+            panels = panels.next_multiple_of(BLOCK.div_ceil(layout.panel_rows()));
+        }
         Plan {
             start,
             end: start + layout.panels().div_ceil(panels),
@@ -336,6 +358,7 @@ impl Kernels {
             },
             y: SharedMut::new(job.y.as_mut_ptr()),
             epilogue: does_something.then_some((self.epilogue, epilogue)),
+            largest: largest.map(|largest| SharedMut::new(largest.as_mut_ptr())),
             borrow: std::marker::PhantomData,
         }
     }
@@ -505,11 +528,12 @@ struct Plan<'a> {
     all: MatmulArgs,
     y: SharedMut<f32>,
     epilogue: Option<(unsafe extern "C" fn(*const EpilogueArgs), EpilogueArgs)>,
+    largest: Option<SharedMut<f32>>,
     borrow: std::marker::PhantomData<&'a mut f32>,
 }
 
 // SAFETY: the pointers in `all` and `epilogue` are to weights, activations and biases that are only read,
-// and `y` is written in disjoint columns by each tile.
+// and `y` and `largest` are written in disjoint columns by each tile.
 unsafe impl Sync for Plan<'_> {}
 
 impl Plan<'_> {
@@ -534,6 +558,21 @@ impl Plan<'_> {
             // SAFETY: the same outputs, and the biases of them.
             unsafe { run(&raw const epilogue) };
         }
+        if let Some(largest) = &self.largest {
+            let (block, blocks) = (first * self.panel_rows / BLOCK, self.all.n.div_ceil(BLOCK));
+            for row in 0..self.all.m {
+                let y = args.y.wrapping_add(row * self.all.y_stride);
+                let largest = largest.get().wrapping_add(row * blocks + block);
+                // SAFETY: outputs of this tile, whose blocks are whole or the last of a row (`plan`), and which
+                // nobody else has yet.
+                unsafe {
+                    let y = std::slice::from_raw_parts(y, args.n);
+                    for (i, max) in maxima(y).enumerate() {
+                        largest.add(i).write(max);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -548,5 +587,39 @@ mod tests {
         assert!(Packed::new(layout, &bytes[..layout.bytes()]).is_ok());
         assert!(Packed::new(layout, &bytes).is_err());
         assert!(Packed::new(layout, &bytes[1..]).is_err());
+    }
+
+    #[test]
+    fn scores_are_those_of_a_matmul_with_the_largest_of_every_block() {
+        let kernels = Kernels::new(Isa::detect()).unwrap();
+        let (k, m) = (64, 3);
+        for format in Format::ALL {
+            // Blocks that end with a panel, within one and within a row of panels.
+            for (n, threads) in [(1, 1), (64, 2), (200, 3), (1000, 2)] {
+                let layout = Layout::new(format, 32, n, k).unwrap();
+                let mut w = Aligned::<u8>::zeroed("test", layout.bytes()).unwrap();
+                // Codes and scales of any kind, NaN among them.
+                for (i, byte) in w.iter_mut().enumerate() {
+                    *byte = (i * 37 % 251) as u8;
+                }
+                let floats: Vec<f32> = (0..m * k).map(|i| (i % 13) as f32 - 6.0).collect();
+                let (pool, mut x) = (Pool::new(threads).unwrap(), Activations::new(m, k).unwrap());
+                kernels.quantize(&pool, &floats, k, 32, &mut x);
+                let job = |y| {
+                    let quantised = format.is_quantised();
+                    let x = if quantised { Input::Quantised(&x) } else { Input::Float(&floats) };
+                    let w = Packed::new(layout, &w).unwrap();
+                    MatmulJob { w, x, y, epilogue: Epilogue::NONE }
+                };
+                let (mut plain, mut scored) = (vec![0.0; m * n], vec![0.0; m * n]);
+                let mut largest = vec![0.0; m * n.div_ceil(BLOCK)];
+                kernels.matmul(&pool, &mut [job(&mut plain)]);
+                kernels.score(&pool, job(&mut scored), &mut largest);
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&scored), bits(&plain), "{format:?}, {n} outputs");
+                let expected: Vec<f32> = plain.chunks(n).flat_map(maxima).collect();
+                assert_eq!(bits(&largest), bits(&expected), "{format:?}, {n} outputs");
+            }
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod layout;
 pub mod limits;
 mod ops;
 mod scalar;
+pub mod scores;
 
 #[cfg(target_arch = "aarch64")]
 mod arm_asm;

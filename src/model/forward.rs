@@ -11,6 +11,7 @@ use super::config::{Activation, Config};
 use super::rope::RopeTable;
 use super::weights::{Matrix, Needs, Weights};
 use crate::error::Result;
+use crate::kernel::scores::{BLOCK, Scores};
 use crate::kernel::{Activations, Epilogue, Input, Kernels, MatmulJob};
 use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
@@ -39,6 +40,8 @@ pub struct Scratch {
     windowed_rope: Option<RopeTable>,
     stream: Option<Stream>,
     logits: Aligned<f32>,
+    /// The largest logit of every block; empty where the model bends its logits afterwards.
+    maxima: Aligned<f32>,
 }
 
 /// Activations as matrices want them.
@@ -131,6 +134,7 @@ impl Scratch {
         let raw = raw.into_iter().filter_map(|(used, width)| used.then_some(width)).max();
         let windowed = config.windowed_rope.as_ref();
         let widest = config.d_model.max(config.d_ff).max(config.q_dim());
+        let blocks = if config.logit_softcap > 0.0 { 0 } else { needs.vocab.div_ceil(BLOCK) };
         let quantised: Result<Vec<_>> = (needs.groups.iter())
             .map(|group| Ok((*group, Activations::new(most, widest)?)))
             .collect();
@@ -154,6 +158,7 @@ impl Scratch {
             windowed_rope: windowed.map(|rope| RopeTable::new(rope, most, context)).transpose()?,
             stream: None,
             logits: Aligned::zeroed("logits", logit_rows * needs.vocab)?,
+            maxima: Aligned::zeroed("the largest logits", logit_rows * blocks)?,
         })
     }
 
@@ -177,6 +182,7 @@ impl Scratch {
             &self.gate,
             &self.up,
             &self.logits,
+            &self.maxima,
             &self.inputs.ordered,
         ];
         floats.into_iter().map(Aligned::bytes).sum::<usize>()
@@ -235,7 +241,7 @@ impl Scratch {
         store: &mut KvStore,
         table: &BlockTable,
         want: Logits,
-    ) -> Result<&[f32]> {
+    ) -> Result<Scores<'_>> {
         self.run(parts, &[Chunk { tokens, parents: None, table }], store, want)
     }
 
@@ -252,7 +258,7 @@ impl Scratch {
         parts: Parts<'_>,
         chunks: &[Chunk<'_>],
         store: &mut KvStore,
-    ) -> Result<&[f32]> {
+    ) -> Result<Scores<'_>> {
         self.run(parts, chunks, store, Logits::Last)
     }
 
@@ -272,7 +278,7 @@ impl Scratch {
         (tokens, parents): (&[u32], &[u32]),
         store: &mut KvStore,
         table: &BlockTable,
-    ) -> Result<&[f32]> {
+    ) -> Result<Scores<'_>> {
         self.run(parts, &[Chunk { tokens, parents: Some(parents), table }], store, Logits::All)
     }
 
@@ -282,7 +288,7 @@ impl Scratch {
         chunks: &[Chunk<'_>],
         store: &mut KvStore,
         want: Logits,
-    ) -> Result<&[f32]> {
+    ) -> Result<Scores<'_>> {
         let Parts { config, weights, kernels, pool, gate: door } = parts;
         let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
         let m = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
@@ -392,7 +398,7 @@ impl Scratch {
 
         pass(config.n_layers)?;
         let rows = match want {
-            Logits::None => 0,
+            Logits::None => return Ok(Scores::from(&[][..])),
             Logits::Last => {
                 let mut end = 0;
                 for (row, chunk) in chunks.iter().enumerate() {
@@ -405,14 +411,16 @@ impl Scratch {
         };
         let (x, norm) = (&x[..rows * d], &mut norm[..rows * d]);
         let logits = &mut self.logits[..rows * weights.vocab()];
-        if rows > 0 {
-            kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);
+        kernels.rmsnorm(pool, x, &weights.output_norm, config.norm_eps, norm);
+        if config.logit_softcap > 0.0 {
             inputs.multiply(kernels, pool, norm, [(weights.head(), &mut *logits)]);
-            if config.logit_softcap > 0.0 {
-                kernels.softcap(pool, logits, config.logit_softcap);
-            }
+            kernels.softcap(pool, logits, config.logit_softcap);
+            return Ok(Scores::from(&*logits));
         }
-        Ok(logits)
+        let maxima = &mut self.maxima[..rows * weights.vocab().div_ceil(BLOCK)];
+        let [head] = inputs.jobs(kernels, pool, norm, [(weights.head(), &mut *logits)]);
+        kernels.score(pool, head, maxima);
+        Ok(Scores { logits, maxima: Some(maxima) })
     }
 }
 
@@ -437,13 +445,24 @@ impl Inputs {
         targets: [(&Matrix, &mut [f32]); N],
     ) {
         let order = targets[0].0.order();
-        if !targets.iter().all(|(matrix, _)| matrix.order() == order) {
+        if targets.iter().all(|(matrix, _)| matrix.order() == order) {
+            kernels.matmul(pool, &mut self.jobs(kernels, pool, x, targets));
+        } else {
             for target in targets {
-                self.multiply(kernels, pool, x, [target]);
+                kernels.matmul(pool, &mut self.jobs(kernels, pool, x, [target]));
             }
-            return;
         }
-        let k = targets[0].0.layout().k();
+    }
+
+    /// The matmuls of [`Inputs::multiply`] for matrices of one order of columns, their activations prepared.
+    fn jobs<'a, const N: usize>(
+        &'a mut self,
+        kernels: &Kernels,
+        pool: &Pool,
+        x: &'a [f32],
+        targets: [(&'a Matrix, &'a mut [f32]); N],
+    ) -> [MatmulJob<'a>; N] {
+        let (order, k) = (targets[0].0.order(), targets[0].0.layout().k());
         let x = match order {
             None => x,
             Some(order) => {
@@ -465,7 +484,7 @@ impl Inputs {
                 kernels.quantize(pool, x, k, *group, activations);
             }
         }
-        let mut jobs = targets.map(|(matrix, y)| {
+        targets.map(|(matrix, y)| {
             let layout = matrix.layout();
             let quantised = self.quantised.iter().find(|(group, _)| *group == layout.group());
             let input = match quantised {
@@ -475,7 +494,6 @@ impl Inputs {
                 _ => Input::Float(x),
             };
             MatmulJob { w: matrix.packed(), x: input, y, epilogue: Epilogue::NONE }
-        });
-        kernels.matmul(pool, &mut jobs);
+        })
     }
 }

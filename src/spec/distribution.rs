@@ -10,6 +10,7 @@ use super::likeliest::{Candidate, Search};
 use super::random::Random;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
+use crate::kernel::scores::Scores;
 use std::fmt;
 use std::sync::Arc;
 
@@ -191,44 +192,44 @@ impl Distribution {
         self.hook.as_ref()
     }
 
-    /// One step of plain sampling: the token after `history`, whose logits are `logits`; nothing when no
+    /// One step of plain sampling: the token after `history`, whose logits are `scores`; nothing when no
     /// logit is above minus infinity. A NaN is never chosen. Takes one random number, whatever is
     /// decided, so that seeds stay comparable, and none when greedy.
     pub fn choose(
         &mut self,
         kernels: &Kernels,
         config: &SamplerConfig,
-        logits: &[f32],
+        scores: Scores<'_>,
         history: History<'_>,
         random: &mut Random,
     ) -> Option<u32> {
         let unit = if config.is_greedy() { 0.0 } else { random.unit() };
-        self.fill(kernels, config, logits, history);
+        self.fill(kernels, config, scores, history);
         self.draw(unit)
     }
 
-    /// Becomes what `config` makes of `logits` after `history`: all weight on one token when greedy or
+    /// Becomes what `config` makes of `scores`, one row, after `history`: all weight on one token when greedy or
     /// when a logit is plus infinity; empty when no logit is above minus infinity.
     pub fn fill(
         &mut self,
         kernels: &Kernels,
         config: &SamplerConfig,
-        logits: &[f32],
+        scores: Scores<'_>,
         history: History<'_>,
     ) {
         if config.penalties.are_off() && self.hook.is_none() {
-            self.process(kernels, config, logits);
+            self.process(kernels, config, scores);
         } else {
             let mut changed = std::mem::take(&mut self.changed);
             changed.clear();
-            changed.extend_from_slice(logits);
+            changed.extend_from_slice(scores.logits);
             if let Some(Hook(change)) = &self.hook {
                 change(history, &mut changed);
             }
             if !config.penalties.are_off() {
                 self.punish(&config.penalties, history, &mut changed);
             }
-            self.process(kernels, config, &changed);
+            self.process(kernels, config, changed[..].into());
             self.changed = changed;
         }
     }
@@ -270,12 +271,12 @@ impl Distribution {
         }
     }
 
-    fn process(&mut self, kernels: &Kernels, config: &SamplerConfig, logits: &[f32]) {
+    fn process(&mut self, kernels: &Kernels, config: &SamplerConfig, scores: Scores<'_>) {
         if config.is_greedy() {
             self.candidates.clear();
-            self.candidates.extend(greedy(logits).map(|id| (logits[id as usize], id)));
+            self.candidates.extend(greedy(scores).map(|id| (scores.logits[id as usize], id)));
         } else {
-            self.search.likeliest(logits, config.top_k, &mut self.candidates);
+            self.search.likeliest(scores, config.top_k, &mut self.candidates);
         }
         let infinite = self.candidates.first().is_some_and(|best| best.0 == f32::INFINITY);
         if infinite || config.is_greedy() {

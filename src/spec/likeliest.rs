@@ -1,12 +1,11 @@
 //! The likeliest tokens of a vocabulary, without looking at each more than once.
 //!
-//! A vocabulary has 30 to 260 thousand tokens and a sampler keeps some dozens, so what decides the time is how often all
-//! logits are gone through. Here they are once, for the largest of every block; a block whose largest is below the k-th
-//! of those has none of the k likeliest. The order is total, the lowest id first on ties, whatever the way to it.
+//! What decides the time is how often all logits are gone through. Here they are once, for the largest of every block
+//! ([`crate::kernel::scores`]), and not at all where those are known; then only blocks that can have one of the k
+//! likeliest are looked at. The order is total, the lowest id first on ties, whatever the way to it.
 #![forbid(unsafe_code)]
 
-/// Logits of which the largest is found first.
-const BLOCK: usize = 64;
+use crate::kernel::scores::{BLOCK, Scores, maxima};
 
 /// Candidates from which on they are sorted by digits.
 const MANY: usize = 4096;
@@ -33,17 +32,22 @@ impl Search {
 
     /// Fills `found` with the `k` largest logits, all where `k` is 0, the largest first. A NaN and minus infinity are
     /// never among them.
-    pub(super) fn likeliest(&mut self, logits: &[f32], k: usize, found: &mut Vec<Candidate>) {
+    pub(super) fn likeliest(&mut self, scores: Scores<'_>, k: usize, found: &mut Vec<Candidate>) {
+        let logits = scores.logits;
         let k = if k == 0 { logits.len() } else { k };
-        self.maxima.clear();
-        self.maxima.extend(logits.chunks(BLOCK).map(largest));
+        let maxima = scores.maxima.unwrap_or_else(|| {
+            self.maxima.clear();
+            self.maxima.extend(maxima(logits));
+            &self.maxima
+        });
         let mut floor = f32::NEG_INFINITY;
-        if k < self.maxima.len() {
-            self.order.clone_from(&self.maxima);
+        if k < maxima.len() {
+            self.order.clear();
+            self.order.extend_from_slice(maxima);
             floor = *self.order.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
         }
         found.clear();
-        for (block, (logits, max)) in logits.chunks(BLOCK).zip(&self.maxima).enumerate() {
+        for (block, (logits, max)) in logits.chunks(BLOCK).zip(maxima).enumerate() {
             if *max >= floor {
                 let usable = |logit: f32| logit >= floor && logit > f32::NEG_INFINITY;
                 let entries = logits.iter().copied().zip((block * BLOCK) as u32..);
@@ -96,32 +100,19 @@ fn place((logit, id): &Candidate) -> u64 {
     u64::from(!ascending) << 32 | u64::from(*id)
 }
 
-/// The largest of some logits, minus infinity where all are that or NaN.
-fn largest(logits: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    // In lanes, of which the compiler makes vectors.
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let chunks = logits.chunks_exact(lanes.len());
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
-    for chunk in chunks {
-        for (lane, logit) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, *logit);
-        }
-    }
-    lanes.into_iter().fold(rest, larger)
-}
-
 /// The id of the largest logit, the lowest on ties; nothing where none is above minus infinity.
 #[must_use]
-pub fn greedy(logits: &[f32]) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, 0);
-    for (block, logits) in logits.chunks(BLOCK).enumerate() {
-        let max = largest(logits);
-        if max > best.0 {
-            best = (max, block * BLOCK);
-        }
-    }
-    let (max, first) = best;
+pub fn greedy(scores: Scores<'_>) -> Option<u32> {
+    let Scores { logits, maxima: known } = scores;
+    let first_of = |best: (f32, usize), (block, max): (usize, f32)| {
+        if max > best.0 { (max, block) } else { best }
+    };
+    let none = (f32::NEG_INFINITY, 0);
+    let (max, block) = match known {
+        Some(known) => known.iter().copied().enumerate().fold(none, first_of),
+        None => maxima(logits).enumerate().fold(none, first_of),
+    };
+    let first = block * BLOCK;
     let in_block = logits.get(first..)?.iter().position(|logit| *logit == max)?;
     (max > f32::NEG_INFINITY).then_some((first + in_block) as u32)
 }
@@ -167,25 +158,31 @@ mod tests {
             kinds.iter().flat_map(|kind| sizes.iter().map(move |size| (kind, *size)))
         {
             let logits: Vec<f32> = (0..size).map(|_| kind(&mut random)).collect();
+            let largest: Vec<f32> = maxima(&logits).collect();
+            let known = Scores { logits: &logits, maxima: Some(&largest) };
             for k in [0, 1, 2, 7, 40, 64, 65, size / 2, size, size + 1] {
-                search.likeliest(&logits, k, &mut found);
-                assert_eq!(bits(&found), sorted(&logits, k), "{k} of {size}");
+                for scores in [logits[..].into(), known] {
+                    search.likeliest(scores, k, &mut found);
+                    assert_eq!(bits(&found), sorted(&logits, k), "{k} of {size}");
+                }
             }
             let first = logits
                 .iter()
                 .filter(|logit| **logit > f32::NEG_INFINITY)
                 .fold(None, |a, b| if a.is_some_and(|a| a >= *b) { a } else { Some(*b) });
             let first = first.and_then(|max| logits.iter().position(|logit| *logit == max));
-            assert_eq!(greedy(&logits), first.map(|id| id as u32), "of {size}");
+            for scores in [logits[..].into(), known] {
+                assert_eq!(greedy(scores), first.map(|id| id as u32), "of {size}");
+            }
         }
     }
 
     #[test]
     fn nothing_is_likely_where_nothing_can_be() {
         for logits in [&[][..], &[f32::NAN; 70], &[f32::NEG_INFINITY; 70]] {
-            assert_eq!(greedy(logits), None);
+            assert_eq!(greedy(logits.into()), None);
             let mut found = vec![(1.0, 1)];
-            Search::default().likeliest(logits, 1, &mut found);
+            Search::default().likeliest(logits.into(), 1, &mut found);
             assert!(found.is_empty());
         }
     }

@@ -23,13 +23,14 @@ use super::random::Random;
 use super::tree::Drafts;
 use crate::error::{Error, Result};
 use crate::kernel::Kernels;
+use crate::kernel::scores::{BLOCK, Scores};
 
 /// What the target and the drafter have said.
 #[derive(Clone, Copy, Debug)]
 pub struct Round<'a> {
     /// The target's logits, `[rows][vocab]`: row 0 after the last settled token, row `i + 1` after
     /// draft `i` and its ancestors.
-    pub logits: &'a [f32],
+    pub scores: Scores<'a>,
     /// Tokens of the vocabulary.
     pub vocab: usize,
     /// What was drafted.
@@ -92,19 +93,19 @@ impl Verifier {
         let mut path = Vec::new();
         let mut row = 0;
         let next = loop {
-            let logits = &round.logits[row * round.vocab..][..round.vocab];
+            let scores = round.scores.row(row, round.vocab);
             let history = History { settled: round.history, drafted: &self.accepted };
             let step = match probabilities {
                 None => {
                     let distribution = &mut self.distribution;
                     let token = distribution
-                        .choose(kernels, config, logits, history, &mut numbers)
+                        .choose(kernels, config, scores, history, &mut numbers)
                         .ok_or_else(|| empty(row))?;
                     let child = round.drafts.children(row).find(|child| child.1 == token);
                     child.ok_or(token)
                 }
                 Some(q) => {
-                    self.distribution.fill(kernels, config, logits, history);
+                    self.distribution.fill(kernels, config, scores, history);
                     self.reject(round, row, q, &mut numbers)?
                 }
             };
@@ -196,12 +197,13 @@ impl Round<'_> {
         if self.vocab == 0 || u32::try_from(self.vocab).is_err() {
             return wrong(format!("a vocabulary of {} tokens", self.vocab));
         }
-        if Some(self.logits.len()) != rows.checked_mul(self.vocab) {
-            return wrong(format!(
-                "{} logits for {rows} rows of {}",
-                self.logits.len(),
-                self.vocab
-            ));
+        let Scores { logits, maxima } = self.scores;
+        if Some(logits.len()) != rows.checked_mul(self.vocab) {
+            return wrong(format!("{} logits for {rows} rows of {}", logits.len(), self.vocab));
+        }
+        let blocks = rows * self.vocab.div_ceil(BLOCK);
+        if let Some(maxima) = maxima.filter(|maxima| maxima.len() != blocks) {
+            return wrong(format!("{} maxima for {blocks} blocks of logits", maxima.len()));
         }
         if let Some(q) = self.probabilities
             && Some(q.len()) != drafts.len().checked_mul(self.vocab)
@@ -240,7 +242,7 @@ mod tests {
 
     fn round<'a>(logits: &'a [f32], drafts: Drafts<'a>, q: Option<&'a [f32]>) -> Round<'a> {
         let vocab = logits.len() / drafts.rows();
-        Round { logits, vocab, drafts, probabilities: q, history: &[] }
+        Round { scores: logits.into(), vocab, drafts, probabilities: q, history: &[] }
     }
 
     fn verify(config: &SamplerConfig, round: &Round<'_>, random: &mut Random) -> Result<Verdict> {

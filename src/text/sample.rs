@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::kernel::Kernels;
+use crate::kernel::scores::Scores;
 use crate::spec::distribution::{Distribution, History};
 use crate::spec::random::Random;
 
@@ -62,9 +63,14 @@ impl Sampler {
     }
 
     /// The token after `history`; nothing when no logit is above minus infinity. A NaN is never chosen.
-    pub fn sample(&mut self, kernels: &Kernels, logits: &[f32], history: &[u32]) -> Option<u32> {
+    pub fn sample(
+        &mut self,
+        kernels: &Kernels,
+        scores: Scores<'_>,
+        history: &[u32],
+    ) -> Option<u32> {
         let history = History { settled: history, drafted: &[] };
-        self.distribution.choose(kernels, &self.config, logits, history, &mut self.random)
+        self.distribution.choose(kernels, &self.config, scores, history, &mut self.random)
     }
 }
 
@@ -92,16 +98,16 @@ mod tests {
         let (kernels, mut sampler) = (kernels(), Sampler::new(config).unwrap());
         let mut counts = vec![0; logits.len()];
         for _ in 0..draws {
-            counts[sampler.sample(&kernels, logits, &[]).unwrap() as usize] += 1;
+            counts[sampler.sample(&kernels, logits.into(), &[]).unwrap() as usize] += 1;
         }
         counts
     }
 
     #[test]
     fn greedy_takes_the_lowest_id_on_ties_and_no_nan() {
-        assert_eq!(greedy(&[1.0, 3.0, f32::NAN, 3.0]), Some(1));
-        assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NAN]), None);
-        assert_eq!(greedy(&[]), None);
+        assert_eq!(greedy([1.0, 3.0, f32::NAN, 3.0][..].into()), Some(1));
+        assert_eq!(greedy([f32::NEG_INFINITY, f32::NAN][..].into()), None);
+        assert_eq!(greedy([][..].into()), None);
     }
 
     #[test]
@@ -135,7 +141,7 @@ mod tests {
         let draw = |seed| {
             let (kernels, config) = (kernels(), SamplerConfig { seed, ..SamplerConfig::default() });
             let mut sampler = Sampler::new(config).unwrap();
-            (0..20).map(|_| sampler.sample(&kernels, &logits, &[])).collect::<Vec<_>>()
+            (0..20).map(|_| sampler.sample(&kernels, logits[..].into(), &[])).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

@@ -118,14 +118,14 @@ impl Batch {
                 table,
             })
             .collect();
-        let logits = self.scratch.forward_batch(model.parts(&doors), &chunks, store);
+        let scores = self.scratch.forward_batch(model.parts(&doors), &chunks, store);
         drop((chunks, doors));
         for session in &mut sessions {
             session.poisoned = false;
         }
-        let rows = logits?.chunks_exact(model.vocab());
-        for (session, row) in sessions.iter_mut().zip(rows) {
-            session.logits.copy_from_slice(row);
+        let scores = scores?;
+        for (row, session) in sessions.iter_mut().enumerate() {
+            session.scores.copy(scores.row(row, model.vocab()));
             session.table.commit(1);
             store.publish(&mut session.table, &session.tokens);
             session.drafts = step.drafts;
