@@ -7,8 +7,12 @@
 //! a runtime's [`Memory`] is entered at the border, for the length of a call, and a buffer keeps the one
 //! it came from until it is freed.
 
+pub(crate) mod mapping;
+mod pages;
+
 use crate::error::{Error, Result};
 use bytemuck::{Pod, Zeroable};
+use pages::Pages;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -49,9 +53,15 @@ unsafe impl Send for Hooks {}
 // SAFETY: as above.
 unsafe impl Sync for Hooks {}
 
-/// Where buffers come from: the process's allocator, or a host's own.
+/// Where buffers come from: the process's allocator, a host's own, or pages of the system.
 #[derive(Clone, Debug, Default)]
-pub struct Memory(Option<Arc<Hooks>>);
+pub struct Memory(Option<Arc<Source>>);
+
+#[derive(Debug)]
+enum Source {
+    Host(Hooks),
+    Pages(Pages),
+}
 
 thread_local! {
     static CURRENT: RefCell<Memory> = const { RefCell::new(Memory(None)) };
@@ -65,7 +75,24 @@ impl Memory {
     /// a time, until the last buffer is gone.
     #[must_use]
     pub unsafe fn from_hooks(hooks: Hooks) -> Self {
-        Self(Some(Arc::new(hooks)))
+        Self(Some(Arc::new(Source::Host(hooks))))
+    }
+
+    /// Memory for buffers that live and go together, side by side, so that they may get large pages
+    /// ([`Memory::ask_for_large_pages`]). Where a host brings an allocator, it is that of the host.
+    #[must_use]
+    pub(crate) fn side_by_side() -> Self {
+        if is_from_host() || !cfg!(any(target_os = "linux", target_os = "android")) || cfg!(miri) {
+            return CURRENT.with_borrow(Clone::clone);
+        }
+        Self(Some(Arc::new(Source::Pages(Pages::default()))))
+    }
+
+    /// Asks for large pages for all of [`Memory::side_by_side`]; nothing to do for other memory.
+    pub(crate) fn ask_for_large_pages(&self) {
+        if let Some(Source::Pages(pages)) = self.0.as_deref() {
+            pages.ask();
+        }
     }
 
     /// Lets the buffers that this thread makes come from here, until the result is dropped.
@@ -76,9 +103,11 @@ impl Memory {
 
     /// Zeroed bytes at a cache line.
     fn alloc(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let Some(hooks) = &self.0 else {
+        let hooks = match self.0.as_deref() {
             // SAFETY: the caller never asks for zero bytes.
-            return NonNull::new(unsafe { alloc_zeroed(layout) });
+            None => return NonNull::new(unsafe { alloc_zeroed(layout) }),
+            Some(Source::Pages(pages)) => return pages.alloc(layout),
+            Some(Source::Host(hooks)) => hooks,
         };
         // SAFETY: promised by `from_hooks`.
         let data = unsafe { (hooks.alloc)(hooks.context, layout.size(), layout.align()) };
@@ -96,11 +125,13 @@ impl Memory {
     /// # Safety
     /// `data` came from `alloc` of an equal memory and layout, and is not used again.
     unsafe fn free(&self, data: NonNull<u8>, layout: Layout) {
-        match &self.0 {
+        match self.0.as_deref() {
             // SAFETY: the caller's promise.
             None => unsafe { dealloc(data.as_ptr(), layout) },
+            // With the last buffer.
+            Some(Source::Pages(_)) => {}
             // SAFETY: the caller's promise, and that of `from_hooks`.
-            Some(hooks) => unsafe {
+            Some(Source::Host(hooks)) => unsafe {
                 (hooks.free)(hooks.context, data.as_ptr().cast(), layout.size(), layout.align());
             },
         }
@@ -110,7 +141,7 @@ impl Memory {
 /// Whether the buffers that this thread makes come from a host's allocator.
 #[must_use]
 pub fn is_from_host() -> bool {
-    CURRENT.with_borrow(|current| current.0.is_some())
+    CURRENT.with_borrow(|current| matches!(current.0.as_deref(), Some(Source::Host(_))))
 }
 
 /// While it lives, a [`Memory`] is that of the thread.

@@ -1,72 +1,34 @@
-//! Regions of memory in pages of 2 MB, as Linux gives them on request, and places in them.
+//! Regions of memory in large pages, and places in them.
 //!
 //! Whatever of a region was not written takes no memory, up to the large page that was begun. A place that
 //! is given back gives its pages back at once, and the region goes with its last place.
 
+use crate::memory::mapping::Mapping;
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A large page, where ordinary ones have 4 KB.
-const LARGE: usize = 2 << 20;
 
 /// About what a region has, unless one place needs more: enough that the page begun at its end is a small part.
 const REGION: usize = 32 << 20;
 
 /// Addresses for a number of places of one size.
 pub(super) struct Region {
-    data: NonNull<u8>,
-    bytes: usize,
+    mapping: Mapping,
     place_bytes: usize,
     places: u32,
     /// A bit for each place that somebody has.
     taken: AtomicU64,
 }
 
-// SAFETY: its bytes are reached through places alone, each of which has its own.
-unsafe impl Send for Region {}
-// SAFETY: as above.
-unsafe impl Sync for Region {}
-
 impl Region {
-    /// Room for places of `place_bytes`, a multiple of a cache line; none where the system has no addresses left.
+    /// Room for places of `place_bytes`, a multiple of a cache line; none where the system has no large pages or no
+    /// addresses left.
     pub(super) fn new(place_bytes: usize) -> Option<Self> {
         debug_assert!(place_bytes.is_multiple_of(64));
         let places = (REGION / place_bytes).clamp(1, 64);
-        let bytes = place_bytes.checked_mul(places)?.checked_next_multiple_of(LARGE)?;
-        let asked = bytes.checked_add(LARGE)?;
-        let (access, kind) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: new addresses.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), asked, access, kind, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return None;
-        }
-        // From a large page on; what lies before it and behind the end goes back.
-        let before = start.cast::<u8>().align_offset(LARGE);
-        let data = start.cast::<u8>().wrapping_add(before);
-        let behind = LARGE - before;
-        // SAFETY: parts of the mapping made above, at whole pages, that nobody uses; the advice says nothing of
-        // what the bytes hold, and systems without large pages refuse it.
-        unsafe {
-            if before > 0 {
-                libc::munmap(start, before);
-            }
-            if behind > 0 {
-                libc::munmap(data.add(bytes).cast(), behind);
-            }
-            libc::madvise(data.cast(), bytes, libc::MADV_HUGEPAGE);
-        }
-        let (data, taken) = (NonNull::new(data)?, AtomicU64::new(0));
-        Some(Self { data, bytes, place_bytes, places: places as u32, taken })
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and no place holds the region any more.
-        unsafe { libc::munmap(self.data.as_ptr().cast(), self.bytes) };
+        let mapping = Mapping::new(place_bytes.checked_mul(places)?)?;
+        mapping.ask_for_large_pages(mapping.bytes());
+        Some(Self { mapping, place_bytes, places: places as u32, taken: AtomicU64::new(0) })
     }
 }
 
@@ -88,22 +50,24 @@ impl Place {
         Some(Self { region: Arc::clone(region), number: before.trailing_ones() })
     }
 
+    /// Where it begins in the mapping of its region.
+    fn offset(&self) -> usize {
+        self.number as usize * self.region.place_bytes
+    }
+
     fn start(&self) -> *mut u8 {
-        self.region.data.as_ptr().wrapping_add(self.number as usize * self.region.place_bytes)
+        self.region.mapping.start().wrapping_add(self.offset())
     }
 
     /// Makes all bytes zero again, and gives back the pages that lie within the place.
     fn empty(&mut self) {
-        // SAFETY: asks for a number.
-        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-        let before = self.start().align_offset(page).min(self.len());
-        let within = (self.len() - before) / page * page;
-        let pages = self.start().wrapping_add(before).cast();
-        // SAFETY: whole pages of this place; private memory without a file is zero when it is seen again.
-        let given = within > 0 && unsafe { libc::madvise(pages, within, libc::MADV_DONTNEED) } == 0;
-        if given {
-            self[..before].fill(0);
-            self[before + within..].fill(0);
+        let (start, end) = (self.offset(), self.offset() + self.len());
+        let page = Mapping::page();
+        let (first, last) = (start.next_multiple_of(page).min(end), end / page * page);
+        // SAFETY: whole pages of this place, which is nobody else's.
+        if first < last && unsafe { self.region.mapping.discard(first..last) } {
+            self[..first - start].fill(0);
+            self[last - start..].fill(0);
         } else {
             self.fill(0);
         }

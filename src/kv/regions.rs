@@ -6,7 +6,6 @@
 //! those of systems without such pages are buffers of their own.
 #![forbid(unsafe_code)]
 
-#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
 use super::large_pages::{Place, Region};
 use crate::error::Result;
 use crate::memory::{self, Aligned};
@@ -93,44 +92,6 @@ impl DerefMut for Piece {
         }
     }
 }
-
-/// No system call asks for large pages here.
-#[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
-mod none {
-    use std::ops::{Deref, DerefMut};
-    use std::sync::Arc;
-
-    pub(in crate::kv) struct Region;
-
-    impl Region {
-        pub(in crate::kv) fn new(_: usize) -> Option<Self> {
-            None
-        }
-    }
-
-    pub(in crate::kv) enum Place {}
-
-    impl Place {
-        pub(in crate::kv) fn take(_: &Arc<Region>) -> Option<Self> {
-            None
-        }
-    }
-
-    impl Deref for Place {
-        type Target = [u8];
-        fn deref(&self) -> &[u8] {
-            match *self {}
-        }
-    }
-
-    impl DerefMut for Place {
-        fn deref_mut(&mut self) -> &mut [u8] {
-            match *self {}
-        }
-    }
-}
-#[cfg(not(all(any(target_os = "linux", target_os = "android"), not(miri))))]
-use none::{Place, Region};
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android"), not(miri)))]
 mod tests {

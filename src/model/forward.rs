@@ -17,13 +17,17 @@ use crate::kv::attend::{AttendScratch, Keys, attend};
 use crate::kv::blocks::BlockTable;
 use crate::kv::sight::{Rows, Sight, Streaming};
 use crate::kv::store::KvStore;
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Memory};
 use crate::quant::format::unpack_row;
 use crate::threads::Pool;
+
+/// Tokens in a pass from which on its buffers are worth large pages.
+const MANY: usize = 32;
 
 /// The buffers of a forward pass, allocated once for the largest chunk.
 pub struct Scratch {
     most: usize,
+    memory: Memory,
     x: Aligned<f32>,
     norm: Aligned<f32>,
     /// What a norm that follows a matrix reads; empty where the model has none.
@@ -129,6 +133,8 @@ impl Scratch {
         (most, context): (usize, usize),
         logit_rows: usize,
     ) -> Result<Self> {
+        let memory = Memory::side_by_side();
+        let entered = memory.enter();
         let floats = |width: usize| Aligned::zeroed("activations", most * width);
         let raw = [(config.qk_norm, config.q_dim()), (config.post_norms, config.d_model)];
         let raw = raw.into_iter().filter_map(|(used, width)| used.then_some(width)).max();
@@ -138,8 +144,9 @@ impl Scratch {
         let quantised: Result<Vec<_>> = (needs.groups.iter())
             .map(|group| Ok((*group, Activations::new(most, widest)?)))
             .collect();
-        Ok(Self {
+        let made = Self {
             most,
+            memory: memory.clone(),
             x: floats(config.d_model)?,
             norm: floats(config.d_model)?,
             raw: floats(raw.unwrap_or(0))?,
@@ -159,7 +166,9 @@ impl Scratch {
             stream: None,
             logits: Aligned::zeroed("logits", logit_rows * needs.vocab)?,
             maxima: Aligned::zeroed("the largest logits", logit_rows * blocks)?,
-        })
+        };
+        drop(entered);
+        Ok(made)
     }
 
     /// Most tokens in a chunk.
@@ -293,6 +302,9 @@ impl Scratch {
         let pass = |layer| door.map_or(Ok(()), |door| door.pass(layer));
         let m = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         assert!(m <= self.most, "a chunk of {m} tokens");
+        if m >= MANY {
+            self.memory.ask_for_large_pages();
+        }
         let (d, q_dim, kv_dim) = (config.d_model, config.q_dim(), config.kv_dim());
         let x = &mut self.x[..m * d];
         let norm = &mut self.norm[..m * d];
