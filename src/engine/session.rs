@@ -70,8 +70,8 @@ pub struct Session {
     table: BlockTable,
     scratch: Scratch,
     tokens: Vec<u32>,
-    /// Those after the last token, where `fresh`.
-    scores: Kept,
+    /// The scores after the last token, where `fresh`.
+    kept: Kept,
     fresh: bool,
     sampler: Sampler,
     /// What is added to logits, and then what the host does to them; the sampler has both in one.
@@ -112,7 +112,7 @@ impl Session {
             .try_reserve_exact(extent.context)
             .map_err(|_| Error::OutOfMemory { what: "tokens", bytes: extent.context * 4 })?;
         let scratch = extent.scratch(model.config(), &model.weights().needs())?;
-        let scores = Kept::zeroed(model.vocab())?;
+        let kept = Kept::zeroed(model.vocab())?;
         // Last, because what fails before it has nothing to give back.
         cache.lock().join(extent.room());
         Ok(Self {
@@ -121,7 +121,7 @@ impl Session {
             table: BlockTable::default(),
             scratch,
             tokens,
-            scores,
+            kept,
             fresh: false,
             sampler,
             bias: None,
@@ -146,7 +146,7 @@ impl Session {
         let mut fork = Self::on(model, cache, self.sampler.clone(), self.extent)?;
         (fork.bias, fork.hook) = (self.bias.clone(), self.hook.clone());
         fork.tokens.extend_from_slice(&self.tokens);
-        fork.scores.copy(self.scores.scores());
+        fork.kept.copy(self.kept.scores());
         fork.fresh = self.fresh;
         fork.table = self.cache.lock().store.fork(&mut self.table)?;
         Ok(fork)
@@ -243,7 +243,7 @@ impl Session {
     /// Bytes of KV blocks, those of all sessions that share the cache, and of all other buffers.
     #[must_use]
     pub fn bytes(&self) -> (usize, usize) {
-        let other = self.scratch.bytes() + self.scores.bytes() + 4 * self.tokens.capacity();
+        let other = self.scratch.bytes() + self.kept.bytes() + 4 * self.tokens.capacity();
         (self.cache.lock().store.bytes(), other)
     }
 
@@ -318,7 +318,7 @@ impl Session {
     /// [`Session::logits`], and what is known of them.
     pub(super) fn scores(&mut self) -> Result<Scores<'_>> {
         self.refresh()?;
-        Ok(self.scores.scores())
+        Ok(self.kept.scores())
     }
 
     /// Chooses the next token.
@@ -330,7 +330,7 @@ impl Session {
     pub fn next(&mut self) -> Result<Next> {
         self.refresh()?;
         let kernels = self.model.runtime().kernels();
-        let Some(token) = self.sampler.sample(kernels, self.scores.scores(), &self.tokens) else {
+        let Some(token) = self.sampler.sample(kernels, self.kept.scores(), &self.tokens) else {
             return Err(self.no_choice());
         };
         Ok(self.take(token))
@@ -338,7 +338,7 @@ impl Session {
 
     /// The logits that the last token was chosen from, as the model made them.
     pub(super) fn chosen_from(&self) -> &[f32] {
-        self.scores.scores().logits
+        self.kept.scores().logits
     }
 
     /// What becomes of a chosen token.
@@ -411,7 +411,7 @@ impl Session {
         self.table.commit(1 + accepted.len());
         self.shed();
         self.tokens.extend_from_slice(accepted);
-        self.scores.copy(scores);
+        self.kept.copy(scores);
         self.fresh = true;
         self.take(next)
     }
@@ -574,7 +574,7 @@ impl Session {
         // Its last step may have been left half done.
         self.canceller.check()?;
         if want == Logits::Last {
-            self.scores.copy(scores);
+            self.kept.copy(scores);
         }
         self.table.commit(chunk.len());
         store.publish(&mut self.table, &self.tokens);

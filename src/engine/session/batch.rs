@@ -125,7 +125,7 @@ impl Batch {
         }
         let scores = scores?;
         for (row, session) in sessions.iter_mut().enumerate() {
-            session.scores.copy(scores.row(row, model.vocab()));
+            session.kept.copy(scores.row(row, model.vocab()));
             session.table.commit(1);
             store.publish(&mut session.table, &session.tokens);
             session.drafts = step.drafts;
