@@ -81,15 +81,15 @@ impl Memory {
     /// Memory for buffers that live and go together, side by side, so that they may get large pages
     /// ([`Memory::ask_for_large_pages`]). Where a host brings an allocator, it is that of the host.
     #[must_use]
-    pub(crate) fn side_by_side() -> Self {
-        if is_from_host() || !cfg!(any(target_os = "linux", target_os = "android")) || cfg!(miri) {
+    pub fn side_by_side() -> Self {
+        if is_from_host() || !mapping::POSSIBLE {
             return CURRENT.with_borrow(Clone::clone);
         }
         Self(Some(Arc::new(Source::Pages(Pages::default()))))
     }
 
     /// Asks for large pages for all of [`Memory::side_by_side`]; nothing to do for other memory.
-    pub(crate) fn ask_for_large_pages(&self) {
+    pub fn ask_for_large_pages(&self) {
         if let Some(Source::Pages(pages)) = self.0.as_deref() {
             pages.ask();
         }

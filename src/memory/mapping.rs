@@ -7,6 +7,10 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
+/// Whether anything can be mapped here.
+pub(super) const POSSIBLE: bool =
+    cfg!(all(any(target_os = "linux", target_os = "android"), not(miri)));
+
 /// A large page.
 pub(crate) const LARGE: usize = 2 << 20;
 
