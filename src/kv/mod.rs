@@ -8,7 +8,6 @@ pub mod attend;
 pub mod blocks;
 mod elements;
 pub(crate) mod hash;
-#[cfg(all(any(target_os = "linux", target_os = "android"), not(miri)))]
 mod large_pages;
 pub mod prefix;
 #[cfg(any(test, fuzzing))]

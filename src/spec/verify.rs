@@ -305,6 +305,8 @@ mod tests {
         let (good, hot) = (round(&flat, chain, None), open());
         refused(&hot, &Round { vocab: 0, ..good }, "vocabulary of 0");
         refused(&hot, &Round { vocab: 2, ..good }, "6 logits for 2 rows of 2");
+        let scores = Scores { maxima: Some(&flat[..1]), ..good.scores };
+        refused(&hot, &Round { scores, ..good }, "1 maxima for 2 blocks");
         refused(&hot, &round(&flat, Drafts::chain(&[3]), None), "draft 0 is token 3");
         refused(&SamplerConfig { top_p: 2.0, ..hot }, &good, "top_p");
         for config in [hot, SamplerConfig::greedy()] {
