@@ -27,13 +27,13 @@ impl Pages {
     /// Zeroed bytes that nobody else has until the pages are dropped; none where the system has none.
     pub(super) fn alloc(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
-        // Buffers begin at their alignment and end before the next one: a mapping begins at a large page.
-        let end = |cut: &Cut| {
+        // Mappings begin at a large page, so what is aligned in one is aligned.
+        let place = |cut: &Cut| {
             let start = cut.used.checked_next_multiple_of(layout.align())?;
             let end = start.checked_add(layout.size())?;
             (end <= cut.mapping.bytes()).then_some((start, end))
         };
-        let found = mappings.iter().enumerate().find_map(|(i, cut)| Some((i, end(cut)?)));
+        let found = mappings.iter().enumerate().find_map(|(i, cut)| Some((i, place(cut)?)));
         let (i, (start, end)) = match found {
             Some(found) => found,
             None => {
