@@ -5,6 +5,7 @@
 use arbitrary::Arbitrary;
 use nybl::isa::Isa;
 use nybl::kernel::layout::WHOLE_ROW;
+use nybl::kernel::scores::maxima;
 use nybl::kernel::{Activations, Epilogue, Format, Input, Kernels, Layout, MatmulJob, Packed};
 use nybl::memory::Aligned;
 use nybl::threads::Pool;
@@ -91,6 +92,12 @@ libfuzzer_sys::fuzz_target!(|case: Case<'_>| {
             Input::Float(&x)
         };
         kernels.matmul(pool, &mut [MatmulJob { w, x: input, y: &mut y, epilogue }]);
+        let largest: Vec<f32> = y.chunks(n).flat_map(maxima).collect();
+        let (mut scores, mut found) = (vec![0.0; m * n], vec![0.0; largest.len()]);
+        let job = MatmulJob { w, x: input, y: &mut scores, epilogue };
+        kernels.score(pool, job, &mut found);
+        same(kernels.isa(), "scores", &scores, &y);
+        same(kernels.isa(), "largest scores", &found, &largest);
         let (codes, scales) = match format.is_quantised() {
             true => (quantised.codes().to_vec(), quantised.scales().to_vec()),
             false => Default::default(),

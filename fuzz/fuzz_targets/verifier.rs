@@ -7,6 +7,7 @@
 use arbitrary::Arbitrary;
 use nybl::isa::Isa;
 use nybl::kernel::Kernels;
+use nybl::kernel::scores::{Scores, maxima};
 use nybl::spec::distribution::{Penalties, SamplerConfig};
 use nybl::spec::random::Random;
 use nybl::spec::tree::Drafts;
@@ -38,7 +39,9 @@ fn setting(x: f32, tame: bool, low: f32, high: f32) -> f32 {
 }
 
 libfuzzer_sys::fuzz_target!(|input: Input| {
-    let vocab = 1 + usize::from(input.vocab % 12);
+    // Vocabularies of one block of scores or of several, whose maxima the round knows or not.
+    let wide = if input.vocab & 64 != 0 { 16 } else { 1 };
+    let vocab = wide * (1 + usize::from(input.vocab & 63) % 12);
     let drafts = &input.drafts[..input.drafts.len().min(7)];
     // One token too many now and then: outside the vocabulary is an error.
     let tokens: Vec<u32> = drafts.iter().map(|(t, _)| u32::from(*t) % (vocab as u32 + 1)).collect();
@@ -81,8 +84,10 @@ libfuzzer_sys::fuzz_target!(|input: Input| {
         seed: input.seed,
     };
     let history: Vec<u32> = input.history.iter().map(|t| u32::from(*t) % vocab as u32).collect();
+    let largest: Vec<f32> = logits.chunks(vocab).flat_map(maxima).collect();
+    let known = input.vocab & 128 != 0;
     let round = Round {
-        scores: logits[..].into(),
+        scores: Scores { logits: &logits, maxima: known.then_some(&largest) },
         vocab,
         drafts: tree,
         probabilities: probabilities.as_deref(),
