@@ -18,9 +18,9 @@ features:
 conformance expect="":
     NYBL_EXPECT={{expect}} cargo test --no-default-features --test conformance
 
-# Kernels, threads, the cache, files and the C interface under Miri: the lane of .ci/run.
+# Kernels, threads, the cache, files and the C interface under Miri.
 miri:
-    RUST_BACKTRACE=0 MIRIFLAGS="-Zmiri-strict-provenance -Zmiri-disable-isolation" cargo +nightly miri test --no-default-features --features capi,chat,huggingface --lib -- isa:: kernel:: memory:: quant:: threads:: kv:: spec:: file:: model:: ffi:: text::logprobs text::sample text::stop --skip quant::shapes --skip quant::gptq --skip quant::rtn --skip file::huggingface
+    .ci/miri
 
 # The pool, the loader and cancelling under the thread sanitizer.
 races:

@@ -3,8 +3,9 @@
 //!
 //! One trial a row, so a new row is tested from the moment it stands in the table. The safe wrapper is
 //! left out on purpose: a row must keep to its argument block even where the wrapper would have hidden
-//! that it does not, and what a callee saves is looked at after each call. So each case runs three times: with every buffer flush against an unmapped page on
-//! its right, on its left, and between canaries at an address that is aligned to 4 bytes only.
+//! that it does not, and what a callee saves is looked at after each call. So each case runs three times: with every
+//! buffer flush against an unmapped page on its right, on its left, and between canaries at an address that is aligned
+//! to 4 bytes only. Under Miri, which finds each access out of bounds by itself, cases take turns with the three.
 //!
 //! - `NYBL_ISA` masks CPU features; rows that are masked or missing are reported as ignored.
 //! - `NYBL_EXPECT=row,row` fails the run when one of these rows does not exist or was not run; `avx2`
@@ -100,7 +101,7 @@ fn each<C: Case>(row: &Row, seed: u64, cases: impl Iterator<Item = C>) -> Result
     let is_oracle = oracle.name == row.name;
     let oracle = C::function(oracle.run).ok_or("the oracle is of another operation")?;
     let arena = &mut Arena::default();
-    for case in cases {
+    for (index, case) in cases.enumerate() {
         let name = format!("{}: NYBL_SEED={seed} {}", row.name, case.describe());
         let named = |what| format!("{name}: {what}");
         let want = if is_oracle {
@@ -108,7 +109,8 @@ fn each<C: Case>(row: &Row, seed: u64, cases: impl Iterator<Item = C>) -> Result
         } else {
             case.run(oracle, arena, Place::Middle).map_err(named)?
         };
-        for place in Place::ALL {
+        let places = if cfg!(miri) { &Place::ALL[index % 3..][..1] } else { &Place::ALL[..] };
+        for place in places.iter().copied() {
             let name = format!("{name}, {place:?}");
             let named = |what| format!("{name}: {what}");
             registers::watch(run);

@@ -9,13 +9,13 @@ use std::cell::Cell;
 
 thread_local! {
     /// The row's function, and what it damaged since it was set. A trial runs on one thread.
-    static TARGET: Cell<usize> = const { Cell::new(0) };
+    static TARGET: Cell<*const ()> = const { Cell::new(std::ptr::null()) };
     static DAMAGE: Cell<Option<&'static str>> = const { Cell::new(None) };
 }
 
 /// Makes [`checked`] stand for `function`.
 pub(crate) fn watch<A>(function: unsafe extern "C" fn(*const A)) {
-    TARGET.set(function as usize);
+    TARGET.set(function as *const ());
     DAMAGE.set(None);
 }
 
@@ -66,7 +66,7 @@ mod saved {
     /// # Safety
     /// As the function's own; `seen` has room for eight words.
     #[unsafe(naked)]
-    pub(super) unsafe extern "C" fn call(function: usize, args: *const u8, seen: *mut u64) {
+    pub(super) unsafe extern "C" fn call(function: *const (), args: *const u8, seen: *mut u64) {
         naked_asm!(
             "push rbx",
             "push rbp",
@@ -144,7 +144,7 @@ mod saved {
     /// # Safety
     /// As the function's own; `seen` has room for 21 words.
     #[unsafe(naked)]
-    pub(super) unsafe extern "C" fn call(function: usize, args: *const u8, seen: *mut u64) {
+    pub(super) unsafe extern "C" fn call(function: *const (), args: *const u8, seen: *mut u64) {
         naked_asm!(
             "stp x29, x30, [sp, -192]!",
             "stp x19, x20, [sp, 16]",

@@ -5,6 +5,7 @@
 //! their own. AVX2 widens keys to 16 bits and multiplies them by whole codes. Both are exact.
 
 use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows, fetch};
+use super::avx512::sixteen_halves;
 use super::ops::LANES;
 use std::arch::x86_64::*;
 
@@ -184,13 +185,21 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn any_above(a: __m512, b: __m512) -> bool {
         // SAFETY: the caller vouches for the features.
-        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0 }
+        unsafe {
+            // Miri compares eight at a time.
+            if cfg!(miri) {
+                let low = Avx2::any_above(_mm512_castps512_ps256(a), _mm512_castps512_ps256(b));
+                let high = [a, b].map(|v| _mm512_extractf32x8_ps::<1>(v));
+                return low || Avx2::any_above(high[0], high[1]);
+            }
+            _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b) != 0
+        }
     }
 
     #[inline(always)]
     unsafe fn load_f16(from: *const u8) -> __m512 {
         // SAFETY: the caller vouches for sixteen halves and the features.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+        unsafe { sixteen_halves(from) }
     }
 
     #[inline(always)]
@@ -203,13 +212,18 @@ impl Simd for Avx512 {
     unsafe fn load_i4(from: *const u8, high: bool) -> __m512 {
         // SAFETY: the caller vouches for sixteen bytes and the features.
         unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            let codes = if high { _mm512_srli_epi32::<4>(bytes) } else { bytes };
+            // Miri has no such permutation.
+            if cfg!(miri) {
+                let nibbles = _mm512_and_si512(codes, _mm512_set1_epi32(15));
+                return _mm512_cvtepi32_ps(_mm512_sub_epi32(nibbles, _mm512_set1_epi32(8)));
+            }
             // The permutation looks at the low four bits alone.
             let values = _mm512_setr_ps(
                 -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0,
                 7.0,
             );
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-            let codes = if high { _mm512_srli_epi32::<4>(bytes) } else { bytes };
             _mm512_permutexvar_ps(codes, values)
         }
     }
