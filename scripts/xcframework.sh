@@ -5,9 +5,10 @@
 #
 # Nothing is linked, so it needs neither Xcode nor a Mac, only Rust's targets (rustup target add). SLICES are those to
 # lay out, of ios-arm64, ios-arm64-simulator and macos-arm64 (all of them); FEATURES are Cargo's (the whole C interface),
-# "capi" being the kernels, the KV cache and the verifier alone; PROFILE is Cargo's too (dist).
+# "capi" being the kernels, the KV cache and the verifier alone; PROFILE is Cargo's too (dist). BUILD_STD=1 builds Rust's
+# library for a target that rustup cannot get (nightly, with rust-src).
 set -euo pipefail
-[ $# = 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# = 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2; }
 out=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 profile=${PROFILE:-dist}
@@ -29,9 +30,13 @@ for slice in ${SLICES:-ios-arm64 ios-arm64-simulator macos-arm64}; do
         macos-arm64) target=aarch64-apple-darwin platform=macos ;;
         *) echo "there is no slice $slice" >&2; exit 2 ;;
     esac
-    [ -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ] ||
-        { echo "$slice: rustup target add $target, or leave it out of SLICES" >&2; exit 1; }
-    cargo rustc --quiet --profile "$profile" --lib --crate-type staticlib --target "$target" \
+    cargo=(cargo)
+    if [ ! -d "$(rustc --print sysroot)/lib/rustlib/$target/lib" ]; then
+        [ -n "${BUILD_STD:-}" ] ||
+            { echo "$slice: rustup target add $target, or BUILD_STD=1, or leave it out of SLICES" >&2; exit 1; }
+        cargo=(cargo +nightly -Zbuild-std=std,panic_unwind)
+    fi
+    "${cargo[@]}" rustc --quiet --profile "$profile" --lib --crate-type staticlib --target "$target" \
         --no-default-features --features "${FEATURES:-capi,chat,huggingface}"
     mkdir -p "$out/$slice/Headers"
     cp "target/$target/$folder/libnybl.a" "$out/$slice/"

@@ -67,7 +67,11 @@ pub(super) fn pair_times<const PAIR: usize>(x: float32x4_t, w: float32x4_t) -> f
     let mut products: float32x4_t;
     // SAFETY: registers only. Not `pure`, or one zero would be copied for all, which costs what is saved.
     unsafe {
+        #[cfg(not(target_vendor = "apple"))]
         asm!("movi {0:v}.2d, #0", out(vreg) products, options(nomem, nostack, preserves_flags));
+        // The form above was broken in an early core of Apple's, of which the assembler warns.
+        #[cfg(target_vendor = "apple")]
+        asm!("movi {0:v}.16b, #0", out(vreg) products, options(nomem, nostack, preserves_flags));
     }
     // SAFETY: one instruction of the feature enabled here, on registers only.
     unsafe {
