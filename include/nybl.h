@@ -1,4 +1,4 @@
-/* nybl: an embeddable LLM inference kernel. https://crates.io/crates/nybl
+/* nybl: an embeddable LLM inference kernel.
  *
  * Generated from src/ffi; `BLESS=1 cargo test --test header` writes it anew.
  *
