@@ -135,8 +135,8 @@ pub(super) fn read(json: &[u8]) -> error::Result<(Parts, Vec<(u32, AddedToken)>)
         .fuse_unk(model.fuse_unk.unwrap_or(false))
         .byte_fallback(model.byte_fallback.unwrap_or(false))
         .ignore_merges(model.ignore_merges.unwrap_or(false));
-    if let Some(prefix) = model.continuing_subword_prefix {
-        builder = builder.continuing_subword_prefix(prefix);
+    if let Some(prefix) = &model.continuing_subword_prefix {
+        builder = builder.continuing_subword_prefix(prefix.clone());
     }
     if let Some(suffix) = model.end_of_word_suffix {
         builder = builder.end_of_word_suffix(suffix);
@@ -145,6 +145,7 @@ pub(super) fn read(json: &[u8]) -> error::Result<(Parts, Vec<(u32, AddedToken)>)
         builder,
         ids: model.vocab.0,
         merges: model.merges.into_iter().map(|Merge(left, right)| (left, right)).collect(),
+        prefix: model.continuing_subword_prefix.unwrap_or_default(),
         unk: model.unk_token,
         field: "model",
         normalizer: section("normalizer", file.normalizer)?,

@@ -174,7 +174,8 @@ impl Tokenizer {
         eos: Vec<u32>,
         add_bos: bool,
     ) -> Result<Self> {
-        let Parts { builder, ids, merges, unk, field, normalizer, cut, decoder } = parts;
+        check_merges(&parts)?;
+        let Parts { builder, ids, merges, prefix: _, unk, field, normalizer, cut, decoder } = parts;
         // Where one token is all three, unknown text would end the text.
         let unk = unk.and_then(|name| Some((*ids.get(&name)?, name)));
         let unk = unk.filter(|(id, _)| bos != Some(*id) && !eos.contains(id));
@@ -526,12 +527,31 @@ struct Parts {
     builder: BpeBuilder,
     ids: bpe::Vocab,
     merges: bpe::Merges,
+    /// What the second part of a merge begins with, and its result is without.
+    prefix: String,
     unk: Option<String>,
     /// Where a fault of the model is, for messages.
     field: &'static str,
     normalizer: Value,
     cut: Value,
     decoder: Value,
+}
+
+/// The crate writes what a merge makes into a buffer of the longest token's length, and takes it for UTF-8, before it
+/// looks whether that is a token.
+fn check_merges(Parts { ids, merges, prefix, field, .. }: &Parts) -> Result<()> {
+    let longest = ids.keys().map(String::len).max().unwrap_or(0);
+    for ((left, right), rank) in merges.iter().zip(0_usize..) {
+        let Some(rest) = right.strip_prefix(prefix.as_str()) else {
+            let reason = format!("merge {rank}: {right:?} does not begin with {prefix:?}");
+            return Err(corrupt(field, reason));
+        };
+        if left.len() + rest.len() > longest {
+            let reason = format!("merge {rank}: {left:?} and {rest:?} make no token");
+            return Err(corrupt(field, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Whether words of a SentencePiece text can be merged one by one.

@@ -319,6 +319,29 @@ fn bytes_merge_as_listed_and_characters_stream_whole() {
 }
 
 #[test]
+fn a_merge_that_makes_no_token_is_named() {
+    for (prefix, merge, wrong) in [
+        ("", ["Ġ", "a"], "merge 1: \"Ġ\" and \"a\" make no token"),
+        ("b", ["b", "é"], "merge 1: \"é\" does not begin with \"b\""),
+        ("", ["b", "a"], "`ba` out of vocabulary"),
+    ] {
+        let json = json!({
+            "model": {
+                "type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "é": 4},
+                "merges": [["a", "b"], merge], "continuing_subword_prefix": prefix
+            },
+            "decoder": {
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+                "use_regex": false
+            }
+        });
+        let error = Tokenizer::from_json(json.to_string().as_bytes(), None, vec![], false);
+        let error = error.expect_err("no such token").to_string();
+        assert!(error.contains("model") && error.contains(wrong), "{error}");
+    }
+}
+
+#[test]
 fn what_the_vocabulary_cannot_say_is_an_error_or_unknown() {
     let mut v = bpe("gpt-2", &[]);
     let at = id(&v, "z") as usize;
