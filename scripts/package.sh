@@ -8,8 +8,9 @@
 # of the ABI (include/nybl.map), and in pages of 16 KB as Android asks for. That needs a C compiler for the target,
 # named by CC; without one, and for Apple's systems, there is the static library alone. FEATURES are Cargo's, in
 # place of the default ones: "capi" is the kernels, the KV cache and the verifier alone. PROFILE is Cargo's too: dist,
-# which optimises across crates and takes minutes, or another. LDFLAGS go to the link: "-fuse-ld=lld -Wl,--icf=all" makes
-# the core 4% smaller.
+# which optimises across crates and takes minutes, or another. BUILD_STD=1 builds Rust's library, too (nightly, with
+# rust-src), one that cannot print a backtrace: a fifth less for the core. LDFLAGS go to the link: "-fuse-ld=lld
+# -Wl,--icf=all" makes it 4% smaller.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 cd "$(dirname "$0")/.."
@@ -22,9 +23,15 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 options=(--profile "${PROFILE:-dist}")
 folder=${PROFILE:-dist}
 folder=target/${folder/#dev/debug}
-if [ "$target" != "$host" ]; then options+=(--target "$target") folder=${folder/target/target/$target}; fi
+cargo=(cargo)
+if [ -n "${BUILD_STD:-}" ]; then
+    cargo+=(+nightly -Zbuild-std=std,panic_unwind -Zbuild-std-features=panic-unwind,optimize_for_size)
+fi
+if [ "$target" != "$host" ] || [ -n "${BUILD_STD:-}" ]; then
+    options+=(--target "$target") folder=${folder/target/target/$target}
+fi
 [ -z "${FEATURES:-}" ] || options+=(--no-default-features --features "$FEATURES")
-cargo rustc --quiet --lib --crate-type staticlib "${options[@]}"
+"${cargo[@]}" rustc --quiet --lib --crate-type staticlib "${options[@]}"
 built=$folder/libnybl.a
 
 mkdir -p "$out/include" "$out/lib/pkgconfig" "$out/lib/cmake/nybl"

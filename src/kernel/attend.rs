@@ -30,6 +30,8 @@ pub(super) trait Simd {
     const WIDTH: usize;
     /// Query rows that share a load: as many as leave their sums in registers.
     const ROWS: usize;
+    /// What a chunk seldom needs.
+    const SELDOM: Seldom;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
@@ -67,6 +69,43 @@ pub(super) trait Simd {
         for j in 0..4 {
             // SAFETY: the caller vouches for four floats and the features.
             unsafe { acc[j] = Self::fma(Self::splat(*q.add(j)), k[j], acc[j]) };
+        }
+    }
+}
+
+/// Steps that few chunks take, compiled once for an instruction set: in the loops of every format and number of rows they were
+/// a fifth of the code.
+pub(super) struct Seldom {
+    /// [`cap`].
+    pub(super) cap: unsafe fn(&mut Lanes, f32),
+    /// [`raise`].
+    pub(super) raise: unsafe fn(&AttendArgs, usize, &[f32]),
+}
+
+/// Caps the scores of a row softly.
+#[inline(always)]
+pub(super) fn cap(scores: &mut Lanes, softcap: f32) {
+    scores.iter_mut().for_each(|score| *score = soft_cap(*score, softcap));
+}
+
+/// Moves the maximum of a row on to the largest of `scores`, if that is larger.
+///
+/// # Safety
+/// The pointers of `a` cover the row.
+#[inline(always)]
+pub(super) unsafe fn raise(a: &AttendArgs, row: usize, scores: &[f32]) {
+    // SAFETY: the caller vouches for the row.
+    unsafe {
+        let max = &mut *a.max.add(row);
+        let top = scores.iter().fold(*max, |top, score| if *score > top { *score } else { top });
+        // Multiplying by one changes nothing, so only a new maximum needs the rescale.
+        if top > *max {
+            let shrink = exp_down(*max - top);
+            let sum = std::slice::from_raw_parts_mut(a.sum.add(row * LANES), LANES);
+            let acc = std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d);
+            sum.iter_mut().for_each(|x| *x *= shrink);
+            acc.iter_mut().for_each(|x| *x *= shrink);
+            *max = top;
         }
     }
 }
@@ -360,24 +399,13 @@ impl Step {
                 let scores = &mut weights.0[r];
                 each_vector::<S>(scores, |score, _| S::mul(score, scale));
                 if a.softcap != 0.0 {
-                    scores.iter_mut().for_each(|score| *score = soft_cap(*score, a.softcap));
+                    (S::SELDOM.cap)(scores, a.softcap);
                 }
-                let max = &mut *a.max.add(row);
                 // A new maximum is rare, and vectors see at once that there is none.
-                if above::<S>(scores, *max) {
-                    let larger = |top, score: &f32| if *score > top { *score } else { top };
-                    let top = scores[hidden..count].iter().fold(*max, larger);
-                    // Multiplying by one changes nothing, so only a new maximum needs the rescale.
-                    if top > *max {
-                        let shrink = exp_down(*max - top);
-                        let sum = std::slice::from_raw_parts_mut(a.sum.add(row * LANES), LANES);
-                        let acc = std::slice::from_raw_parts_mut(a.acc.add(row * a.d), a.d);
-                        sum.iter_mut().for_each(|x| *x *= shrink);
-                        acc.iter_mut().for_each(|x| *x *= shrink);
-                        *max = top;
-                    }
+                if above::<S>(scores, *a.max.add(row)) {
+                    (S::SELDOM.raise)(a, row, &scores[hidden..count]);
                 }
-                tops[r] = *max;
+                tops[r] = *a.max.add(row);
             }
             // Bits, not branches: a choice by `count` would take the lanes out of their vector.
             let (seen, unseen) = (&SEEN[LANES - count..], &SEEN[LANES - hidden..]);
@@ -424,7 +452,8 @@ impl Step {
                 self.add_columns::<S, E, R, 4>(a, weights, column);
                 column += 4 * S::WIDTH;
             }
-            while column < a.d {
+            // Four vectors of four leave no rest of sixteen.
+            while S::WIDTH > LANES / 4 && column < a.d {
                 self.add_columns::<S, E, R, 1>(a, weights, column);
                 column += S::WIDTH;
             }
@@ -478,6 +507,7 @@ impl Simd for Plain {
     type V = Lanes;
     const WIDTH: usize = LANES;
     const ROWS: usize = 1;
+    const SELDOM: Seldom = PLAIN;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Lanes {
@@ -618,6 +648,28 @@ pub fn quantize_query(q: &[f32], codes: &mut [i8]) -> (f32, i32) {
     (top / QUERY_TOP, sum)
 }
 
+/// Compiles what chunks seldom need under a set of target features. `cold` keeps it out of the loops: rustc 1.95 forgets
+/// `inline(never)` where there are target features.
+macro_rules! seldom {
+    ([$($features:literal)?] $name:ident) => {
+        const $name: $crate::kernel::attend::Seldom = {
+            #[cold]
+            $(#[target_feature(enable = $features)])?
+            unsafe fn cap(scores: &mut $crate::kernel::ops::Lanes, softcap: f32) {
+                $crate::kernel::attend::cap(scores, softcap);
+            }
+            #[cold]
+            $(#[target_feature(enable = $features)])?
+            unsafe fn raise(a: &$crate::kernel::abi::AttendArgs, row: usize, scores: &[f32]) {
+                // SAFETY: the caller vouches for the row and the features.
+                unsafe { $crate::kernel::attend::raise(a, row, scores) }
+            }
+            $crate::kernel::attend::Seldom { cap, raise }
+        };
+    };
+}
+pub(super) use seldom;
+
 /// Compiles the walk for the four formats under a set of target features.
 macro_rules! attend_rows {
     ([$($features:literal)?] $simd:ty: $f32:ident, $f16:ident, $i8:ident, $i4:ident) => {
@@ -640,6 +692,7 @@ macro_rules! attend_rows {
 }
 pub(super) use attend_rows;
 
+seldom!([] PLAIN);
 attend_rows!([] Plain: scalar_f32, scalar_f16, scalar_i8, scalar_i4);
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Vectors of the attention rows for NEON, and for NEON with dotprod, which only the integer dots differ in.
 
 use super::arm_asm::{fcvtl, sdot};
-use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows, fetch};
+use super::attend::{Codes, F16, F32, Floats, Rows, Seldom, Simd, attend_rows, fetch, seldom};
 use super::ops::LANES;
 use std::arch::aarch64::*;
 
@@ -12,6 +12,7 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
     type V = float32x4_t;
     const WIDTH: usize = 4;
     const ROWS: usize = 4;
+    const SELDOM: Seldom = NEON;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> float32x4_t {
@@ -177,5 +178,6 @@ unsafe fn dots_wide(k: *const u8, d: usize, q: *const i8) -> [i32; LANES] {
     dots
 }
 
+seldom!(["neon"] NEON);
 attend_rows!(["neon"] Neon<false>: neon_f32, neon_f16, neon_i8, neon_i4);
 attend_rows!(["neon,dotprod"] Neon<true>: dotprod_i8, dotprod_i4);

@@ -4,7 +4,7 @@
 //! that adds is taken off where the accumulators start; the two bytes of a query code have dots of
 //! their own. AVX2 widens keys to 16 bits and multiplies them by whole codes. Both are exact.
 
-use super::attend::{Codes, F16, F32, Floats, Rows, Simd, attend_rows, fetch};
+use super::attend::{Codes, F16, F32, Floats, Rows, Seldom, Simd, attend_rows, fetch, seldom};
 use super::avx512::sixteen_halves;
 use super::ops::LANES;
 use std::arch::x86_64::*;
@@ -16,6 +16,7 @@ impl Simd for Avx2 {
     type V = __m256;
     const WIDTH: usize = 8;
     const ROWS: usize = 2;
+    const SELDOM: Seldom = AVX2;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -139,6 +140,7 @@ impl Simd for Avx512 {
     type V = __m512;
     const WIDTH: usize = 16;
     const ROWS: usize = 4;
+    const SELDOM: Seldom = AVX512;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -268,6 +270,8 @@ impl Simd for Avx512 {
     }
 }
 
+seldom!(["avx2,fma,f16c"] AVX2);
+seldom!(["avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"] AVX512);
 attend_rows!(["avx2,fma,f16c"] Avx2: avx2_f32, avx2_f16, avx2_i8, avx2_i4);
 attend_rows!(["avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"]
     Avx512: avx512_f32, avx512_f16, avx512_i8, avx512_i4);

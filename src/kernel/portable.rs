@@ -17,13 +17,16 @@ unsafe fn load(bytes: *const u8) -> i16x16 {
     i16x16::new(unsafe { bytes.cast::<[i16; 16]>().read_unaligned() })
 }
 
-/// Activations `x[first]` and `x[first + 2]` side by side: what the even (`first` 0) or the odd (`first` 1) bytes of a lane
-/// meet.
-#[inline]
-unsafe fn pair(x: *const i8, first: usize) -> i32 {
-    // SAFETY: the caller vouches for four bytes.
-    let (a, b) = unsafe { (*x.add(first), *x.add(first + 2)) };
-    i32::from(b) << 16 | i32::from(i16::from(a).cast_unsigned())
+/// Four activations as two pairs: `x[0]` and `x[2]`, which the even bytes of a lane meet, and `x[1]` and `x[3]` for the odd ones.
+/// In a function of its own, whose loop is there once for all numbers of rows and bits.
+#[inline(never)]
+unsafe fn pairs(x: *const i8, steps: usize, pairs: &mut [[i32; 2]; COLUMNS / 4]) {
+    // SAFETY: the caller vouches for four bytes a step.
+    let fours = unsafe { std::slice::from_raw_parts(x.cast::<[i8; 4]>(), steps) };
+    for (pair, &[a, b, c, d]) in pairs.iter_mut().zip(fours) {
+        let beside = |a, b| i32::from(b) << 16 | i32::from(i16::from(a).cast_unsigned());
+        *pair = [beside(a, c), beside(b, d)];
+    }
 }
 
 /// The 16-bit word of each of the 32 rows.
@@ -103,14 +106,10 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
                 let mut dots = [[[0_i32; 8]; 4]; M];
                 for first in (0..a.group).step_by(COLUMNS) {
                     let steps = COLUMNS.min(a.group - first) / 4;
-                    let mut pairs = [[[0_i32; 2]; M]; COLUMNS / 4];
+                    let mut x = [[[0_i32; 2]; COLUMNS / 4]; M];
                     for r in 0..M {
-                        let x =
-                            a.x.cast::<i8>()
-                                .add((first_row + r) * a.x_stride + g * a.group + first);
-                        for step in 0..steps {
-                            pairs[step][r] = [0, 1].map(|from| self::pair(x.add(step * 4), from));
-                        }
+                        let at = (first_row + r) * a.x_stride + g * a.group + first;
+                        pairs(a.x.cast::<i8>().add(at), steps, &mut x[r]);
                     }
                     for quarter in 0..4 {
                         let mut sums = [i32x8::ZERO; M];
@@ -118,7 +117,7 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
                             let [even, odd] = codes::<BITS>(group, first / 4 + step, pair, quarter);
                             for r in 0..M {
                                 let [near, far] =
-                                    pairs[step][r].map(|x| bytemuck::cast(i32x8::splat(x)));
+                                    x[r][step].map(|pair| bytemuck::cast(i32x8::splat(pair)));
                                 sums[r] += even.dot(near) + odd.dot(far);
                             }
                         }
@@ -132,25 +131,7 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
                 let [scales, offsets] =
                     [tables, tables.add(rows * 2)].map(|t| t.add(pair * PANEL * 2));
                 let middle = if BITS == 8 || a.offset != 0 { 0 } else { 1 << (BITS - 1) };
-                let zeros = if a.offset == 1 {
-                    table(offsets).map(u16::cast_signed).map(i32::from)
-                } else {
-                    [middle; PANEL]
-                };
-                let scales = halves(scales);
-                let minima = if a.offset == 2 { halves(offsets) } else { [0.0; PANEL] };
-                for r in 0..M {
-                    let at = (first_row + r) * a.groups + g;
-                    let (x_scale, sum) = (*a.x_scales.add(at), *a.x_sums.add(at));
-                    scale_in(&dots[r], &zeros, sum, &scales, x_scale, &mut acc[r]);
-                    if a.offset == 2 {
-                        multiply_in(
-                            &minima.map(|minimum| minimum * x_scale),
-                            sum as f32,
-                            &mut acc[r],
-                        );
-                    }
-                }
+                scale_in(a, [scales, offsets], middle, first_row * a.groups + g, &dots, &mut acc);
             }
         }
         // SAFETY: as above.
@@ -158,22 +139,40 @@ unsafe fn panel<const M: usize, const BITS: usize>(a: &MatmulArgs, panel: usize,
     }
 }
 
-/// The dots of one group and row of activations with 32 outputs, less what belongs to the zero points, scaled.
+/// The dots of a group with 32 outputs, for each row of activations, less what belongs to the zero points, scaled. `first` is
+/// where the group of the first row has its scale and its sum; `middle` is the zero point of symmetric codes.
 #[inline(never)]
-fn scale_in(
-    dots: &[[i32; 8]; 4],
-    zeros: &[i32; PANEL],
-    sum: i32,
-    scales: &[f32; PANEL],
-    x_scale: f32,
-    acc: &mut [f32; PANEL],
+unsafe fn scale_in(
+    a: &MatmulArgs,
+    [scales, offsets]: [*const u8; 2],
+    middle: i32,
+    first: usize,
+    dots: &[[[i32; 8]; 4]],
+    acc: &mut [[f32; PANEL]],
 ) {
-    let dots = dots.as_flattened();
-    let mut numbers = [0.0; PANEL];
-    for i in 0..PANEL {
-        numbers[i] = (dots[i] - zeros[i] * sum) as f32;
+    // SAFETY: the caller vouches for the tables of 32 outputs that `a.offset` names and for the rows.
+    unsafe {
+        let scales = halves(scales);
+        let zeros = if a.offset == 1 {
+            table(offsets).map(|zero| i32::from(zero.cast_signed()))
+        } else {
+            [middle; PANEL]
+        };
+        let minima = if a.offset == 2 { halves(offsets) } else { [0.0; PANEL] };
+        for (r, (dots, acc)) in dots.iter().zip(acc).enumerate() {
+            let at = first + r * a.groups;
+            let (x_scale, sum) = (*a.x_scales.add(at), *a.x_sums.add(at));
+            let dots = dots.as_flattened();
+            let mut numbers = [0.0; PANEL];
+            for i in 0..PANEL {
+                numbers[i] = (dots[i] - zeros[i] * sum) as f32;
+            }
+            fused_lanes(&scales.map(|scale| scale * x_scale), &numbers, acc);
+            if a.offset == 2 {
+                multiply_in(&minima.map(|minimum| minimum * x_scale), sum as f32, acc);
+            }
+        }
     }
-    fused_lanes(&scales.map(|scale| scale * x_scale), &numbers, acc);
 }
 
 /// 32 halves as floats. In a function of its own, as its neighbours, so that it becomes vectors.
