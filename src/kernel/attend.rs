@@ -701,7 +701,7 @@ mod tests {
 
     #[test]
     fn every_half_widens_to_its_value() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(if cfg!(miri) { 7 } else { 1 }) {
             let want = half::f16::from_bits(bits).to_f32();
             let got = half_to_f32(bits);
             assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{bits:#x}");
