@@ -38,6 +38,10 @@ kv steps="110000":
 fuzz seconds="60":
     cargo +nightly fuzz run kv_ops -- -max_total_time={{seconds}} -max_len=4096
 
+# Every fuzz target for eight seconds, from ten of its seeds.
+smoke:
+    .ci/fuzz
+
 # The C programs under address and undefined-behaviour sanitizers' eyes are part of `test`; this writes
 # the header anew.
 bless:
